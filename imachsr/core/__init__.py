@@ -1,0 +1,1 @@
+"""The method in plain PyTorch; imports nothing else of the package."""

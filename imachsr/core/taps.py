@@ -1,0 +1,111 @@
+"""Read tapped layers through forward hooks, and only while asked."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imachsr.core.layers import named_tensors
+from imachsr.core.types import Tap
+
+MAX_CONSECUTIVE_MISSES = 20
+
+
+class Recorder:
+    """Catches the tensors of the tapped calls of one forward.
+
+    A plain class whose hooks are objects, not closures: a model that holds it can be deep-copied and pickled.
+    """
+
+    def __init__(self, model: nn.Module, taps: tuple[Tap, ...]) -> None:
+        self.taps = taps
+        self.misses: Counter[str] = Counter()
+        self._row: Counter[str] = Counter()
+        self._is_recording = False
+        self._calls: Counter[str] = Counter()
+        self._caught: dict[str, tuple[Tensor, int]] = {}
+        modules = dict(model.named_modules())
+        for name in dict.fromkeys(tap.layer.module for tap in taps):
+            # Registered once, when wrapping: torch.compile never sees hooks that are added after its first call.
+            modules[name].register_forward_hook(_TapHook(self, name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_caught": {}, "_calls": Counter(), "_is_recording": False}
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Catch while the body runs; forget on an error."""
+        self._calls.clear()
+        self._caught.clear()
+        self._is_recording = True
+        try:
+            yield
+        except BaseException:
+            self._caught.clear()
+            raise
+        finally:
+            self._is_recording = False
+
+    def catch(self, name: str, output: Any) -> None:
+        """Called by the hooks."""
+        if not self._is_recording:
+            return
+        self._calls[name] += 1
+        nth = self._calls[name]
+        for tap in self.taps:
+            layer = tap.layer
+            if layer.module == name and layer.nth == nth:
+                tensors = dict(named_tensors(output))
+                if layer.key in tensors:
+                    tensor = tensors[layer.key]
+                    self._caught[layer.address] = (tensor, tensor._version)
+
+    def take(self) -> dict[str, Tensor]:
+        """Tensors by tap address, in tap order; the buffer is emptied, so that nothing outlives the step.
+
+        Raises:
+            RuntimeError: If a caught tensor was rewritten in place, has no gradient although gradients are on (reentrant activation checkpointing), or a
+                tap missed 20 consecutive forwards.
+
+        """
+        caught, self._caught = self._caught, {}
+        features: dict[str, Tensor] = {}
+        for tap in self.taps:
+            address = tap.layer.address
+            if address not in caught:
+                self._miss(address)
+                continue
+            self._row[address] = 0
+            tensor, version = caught[address]
+            if tensor._version != version:
+                raise RuntimeError(
+                    f"the output of tap {address!r} must not change after its module returns, but it was rewritten in place; "
+                    "tap the module that rewrites it (often the in-place activation behind it)"
+                )
+            if torch.is_grad_enabled() and not tensor.requires_grad:
+                raise RuntimeError(
+                    f"the output of tap {address!r} must require a gradient, but it does not: the layers before it are frozen, or run under "
+                    "reentrant activation checkpointing (pass use_reentrant=False), so that its side loss would train nothing"
+                )
+            features[address] = tensor
+        return features
+
+    def _miss(self, address: str) -> None:
+        self.misses[address] += 1
+        self._row[address] += 1
+        if self._row[address] >= MAX_CONSECUTIVE_MISSES:
+            raise RuntimeError(
+                f"tap {address!r} must fire, but was missed by {self._row[address]} consecutive forwards; choose another layer"
+            )
+
+
+class _TapHook:
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self.recorder = recorder
+        self.name = name
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.recorder.catch(self.name, output)

@@ -1,0 +1,87 @@
+"""The nouns of the core. Axis legend: B batch, C channels, H W image, h w tap, K classes, N tokens, D adapter output."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Label of pixels that count neither in a loss nor in a metric."""
+
+Layout = Literal["NCHW", "NHWC", "BNC"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One call of one module in the traced forward, as seen on its output.
+
+    Attributes:
+        address: What users write: ``encoder.layer1``; ``relu#2`` for the second call of a reused module; ``stage[out]`` for a key.
+        module: Name in ``model.named_modules()``.
+        nth: 1-based number of this call among the calls of the module.
+        key: Path inside a structured output, or None when the output is one tensor.
+        order: Position in execution order (0-based, over all calls).
+        depth: Depth in the module tree (1 for a child of the root).
+        cls: Class name of the module.
+        layout: Axis order of the output.
+        channels: C.
+        height: h in the trace.
+        width: w in the trace.
+        stride: Input height over h.
+        dtype: Name of the output's dtype.
+        params: Parameters in the module's subtree.
+        signature: Class and shapes of the subtree's parameters; equal for equal blocks.
+        container: Name of the Sequential or ModuleList that holds this output's block, "" when no block ends here.
+        block_cls: Class name of that block, "" likewise.
+
+    """
+
+    address: str
+    module: str
+    nth: int
+    key: str | None
+    order: int
+    depth: int
+    cls: str
+    layout: Layout
+    channels: int
+    height: int
+    width: int
+    stride: float
+    dtype: str
+    params: int
+    signature: str
+    container: str
+    block_cls: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A chosen layer, and why it was chosen."""
+
+    layer: LayerInfo
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Losses:
+    """What ``net(images, labels)`` gives.
+
+    Attributes:
+        total: Scalar to call ``backward()`` on.
+        output: Scalar, the loss of the model's own output.
+        side: Unweighted scalar per tap address.
+        entropy: Unweighted scalar per tap address.
+        weights: Weight of each term in the total, keyed ``side/ADDRESS`` and ``entropy/ADDRESS``.
+        prediction: Detached logits of the model's own output, ``[B, K, H, W]``.
+        scale: Standard deviation of each tap's features, detached scalars; a fall towards 0 shows collapse.
+
+    """
+
+    total: Tensor
+    output: Tensor
+    prediction: Tensor
+    side: dict[str, Tensor] = field(default_factory=dict)
+    entropy: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    scale: dict[str, Tensor] = field(default_factory=dict)
