@@ -139,9 +139,7 @@ class StageStandard(_Limits):
 
     def pick(self, layers: Sequence[LayerInfo]) -> Picked:
         blocks = [(index, layer) for index, layer in enumerate(layers) if layer.container]
-        runs = [
-            list(run) for _, run in groupby(blocks, key=lambda b: (b[1].container, b[1].block_cls, b[1].channels, b[1].height, b[1].width))
-        ]
+        runs = [list(run) for _, run in groupby(blocks, key=lambda b: (b[1].container, b[1].block_cls, b[1].channels, b[1].height, b[1].width))]
         if len(runs) == 1 and len(runs[0]) >= self.max_taps:
             run, parts = runs[0], self.max_taps
             ends = [run[ceil(m * len(run) / parts) - 1][0] for m in range(1, parts + 1)]

@@ -97,9 +97,7 @@ class Recorder:
         self.misses[address] += 1
         self._row[address] += 1
         if self._row[address] >= MAX_CONSECUTIVE_MISSES:
-            raise RuntimeError(
-                f"tap {address!r} must fire, but was missed by {self._row[address]} consecutive forwards; choose another layer"
-            )
+            raise RuntimeError(f"tap {address!r} must fire, but was missed by {self._row[address]} consecutive forwards; choose another layer")
 
 
 class _TapHook:

@@ -150,6 +150,4 @@ class IMacHSR(nn.Module):
         with torch.autocast(labels.device.type, enabled=False):
             out = self.output_loss(output, labels, ignore_index=self.ignore_index)
         total, weights = self.objective.sum(out, side, entropy, len(self.taps))
-        return Losses(
-            total=total, output=out, side=side, entropy=entropy, weights=weights, scale=scale, prediction=logits_of(output).detach()
-        )
+        return Losses(total=total, output=out, side=side, entropy=entropy, weights=weights, scale=scale, prediction=logits_of(output).detach())

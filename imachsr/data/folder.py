@@ -1,0 +1,67 @@
+"""Any folder of images with masks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imachsr.core.types import IGNORE_INDEX
+from imachsr.data.images import Pair, load_pairs, pair_folders
+from imachsr.data.samples import Samples, Split, check_size, check_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """``SPLIT/images`` with ``SPLIT/masks``, ``images/SPLIT`` with ``masks/SPLIT``, or a flat ``images`` with ``masks``.
+
+    Of the flat layout the last 20 % in name order are ``val``, the 80 % before them ``train``; there is no ``test``.
+
+    Args:
+        root: The folder.
+        class_names: K names, in the order of the mask values.
+        ignore: Mask values that do not count, besides 255.
+        size: (height, width) in pixels, each >= 32.
+        mask_suffix: What the stem of a mask has behind the image's, such as "_mask".
+        cache: Folder of decoded arrays; the user's cache folder without it.
+    """
+
+    kind: Literal["folder"] = "folder"
+    root: str
+    class_names: tuple[str, ...]
+    ignore: tuple[int, ...] = ()
+    size: tuple[int, int] = (96, 128)
+    mask_suffix: str = ""
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        if not 2 <= len(self.class_names) <= IGNORE_INDEX:
+            raise ValueError(f"`class_names` must hold 2 to {IGNORE_INDEX} names, but got {len(self.class_names)}")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def load(self, split: Split) -> Samples:
+        """Decode (once) and map a split.
+
+        Raises:
+            ValueError: If a folder or file is missing or broken; names it.
+        """
+        check_split(split)
+        ignore = dict.fromkeys(self.ignore, IGNORE_INDEX)
+        return load_pairs(
+            self._pairs(Path(self.root).expanduser(), split), size=self.size, num_classes=self.num_classes, ignore=ignore, cache=self.cache
+        )
+
+    def _pairs(self, root: Path, split: str) -> list[Pair]:
+        for images, masks in ((root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)):
+            if images.is_dir():
+                return pair_folders(images, masks, label_suffix=self.mask_suffix)
+        has_splits = any((root / "images" / name).is_dir() or (root / name).is_dir() for name in ("train", "val", "test"))
+        if split == "test" or has_splits or not (root / "images").is_dir():
+            raise ValueError(
+                f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks"
+            )
+        pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix)
+        cut = len(pairs) - max(1, len(pairs) // 5)
+        return pairs[:cut] if split == "train" else pairs[cut:]

@@ -1,0 +1,80 @@
+"""What every data set gives: decoded images with their labels."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Decoded samples, possibly memory-mapped.
+
+    Attributes:
+        images: uint8 ``[N, 3, H, W]``, RGB.
+        labels: uint8 ``[N, H, W]``, classes 0..K-1 or 255 (ignored).
+        names: One per sample, in the order of the source; video frames are named SEQUENCE_FRAME.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"`images` must be uint8 [N, 3, H, W], but got {self.images.dtype} {list(self.images.shape)}")
+        expected = [self.images.shape[0], *self.images.shape[2:]]
+        if self.labels.dtype != torch.uint8 or list(self.labels.shape) != expected:
+            raise ValueError(f"`labels` must be uint8 {expected}, but got {self.labels.dtype} {list(self.labels.shape)}")
+        if len(self.names) != len(self.images):
+            raise ValueError(f"`names` must name {len(self.images)} samples, but got {len(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int]) -> "Samples":
+        """The samples at these indices, in this order."""
+        index = torch.as_tensor(list(indices), dtype=torch.long)
+        return Samples(images=self.images[index], labels=self.labels[index], names=tuple(self.names[i] for i in indices))
+
+
+class Dataset(Protocol):
+    """A source of samples, shipped or the user's own."""
+
+    @property
+    def num_classes(self) -> int:
+        """K, 2..255."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+
+    def load(self, split: Split) -> Samples:
+        """All samples of a split."""
+
+
+def check_split(split: str) -> None:
+    """Raise ValueError for an unknown split."""
+    if split not in get_args(Split):
+        raise ValueError(f"`split` must be one of {get_args(Split)}, but got {split!r}")
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError unless (height, width) are at least 32 pixels each."""
+    if min(size) < 32:
+        raise ValueError(f"`size` must be (height, width) of at least 32 pixels, but got {tuple(size)}")
+
+
+def fingerprint(samples: Samples) -> str:
+    """16 hexadecimal digits that change when any pixel, label or name does."""
+    digest = hashlib.sha256()
+    for tensor in (samples.images, samples.labels):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.numpy().tobytes())
+    digest.update("\0".join(samples.names).encode())
+    return digest.hexdigest()[:16]

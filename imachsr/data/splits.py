@@ -1,0 +1,52 @@
+"""A selection split of contiguous blocks, so that neighbouring video frames are never on both sides."""
+
+from collections.abc import Sequence
+
+
+def sequence_of(name: str) -> str:
+    """The sequence that a frame belongs to: its name up to the last underscore."""
+    return name.rpartition("_")[0]
+
+
+def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4, guard: int = 2) -> tuple[list[int], list[int]]:
+    """Cut contiguous blocks out of every sequence.
+
+    Args:
+        names: Frames in order of time within each sequence.
+        fraction: Share that is selected, in (0, 1).
+        blocks: Blocks a sequence, >= 1, equally spaced; short sequences get fewer.
+        guard: Frames dropped on either side of a block, >= 0, because they look like the block's own.
+
+    Returns:
+        Ascending indices of the rest (to train on) and of the blocks (to select on).
+
+    Raises:
+        ValueError: If a number is out of range, or nothing remains on a side.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`0 < fraction < 1` must hold, but got {fraction}")
+    if blocks < 1 or guard < 0:
+        raise ValueError(f"`blocks >= 1` and `guard >= 0` must hold, but got {blocks} and {guard}")
+    sequences: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        sequences.setdefault(sequence_of(name), []).append(index)
+    train: list[int] = []
+    select: list[int] = []
+    for frames in sequences.values():
+        count = len(frames)
+        wanted = round(count * fraction)
+        number = min(blocks, wanted)
+        chosen: set[int] = set()
+        for block in range(number):
+            length = wanted * (block + 1) // number - wanted * block // number
+            start = round((block + 0.5) * count / number - length / 2)
+            chosen.update(range(start, start + length))
+        near = {frame + step for frame in chosen for step in range(-guard, guard + 1)}
+        select.extend(frames[i] for i in sorted(chosen))
+        train.extend(frames[i] for i in range(count) if i not in near)
+    if not train or not select:
+        raise ValueError(
+            f"both sides must keep samples, but {len(names)} samples with fraction {fraction}, {blocks} blocks and guard {guard} leave "
+            f"{len(train)} to train on and {len(select)} to select on"
+        )
+    return sorted(train), sorted(select)
