@@ -14,7 +14,9 @@ VOID = 11
 
 @dataclass(frozen=True, kw_only=True)
 class CamVid:
-    """Street video of Brostow et al. 2009 in the 11-class layout of SegNet: ``train/`` with ``trainannot/`` (likewise val, test), or ``train.txt`` with
+    """Street video of Brostow et al. 2009 in the 11-class layout of SegNet.
+
+    ``train/`` with ``trainannot/`` (likewise val, test), or ``train.txt`` with
     a pair of paths a line. Label 11 (void) is ignored.
 
     Args:
