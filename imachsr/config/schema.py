@@ -1,0 +1,225 @@
+"""The settings of one training run, checked."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from imachsr.core.entropy import ChannelNormEntropy, Regularizer
+from imachsr.core.losses import Prototype, SideLoss
+from imachsr.core.objective import Heterogeneity
+from imachsr.core.output import CrossEntropy, OutputLoss
+from imachsr.core.selection import AutoStandard, Standard
+from imachsr.data import DatasetSpec, Scenes
+from imachsr.data.transforms import Augment
+from imachsr.models import ModelSpec, SmpModel
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user wrote; the message is for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedPart:
+    """The user's own standard, side loss or output loss; in YAML ``import: package.module:name`` with arguments beside it.
+
+    A standard is a callable ``trace -> layer addresses``, an output loss a callable ``(output, labels, ignore_index=...) -> scalar``; the arguments are
+    passed with every call. A side loss is what a class or factory gives for the arguments.
+
+    Args:
+        path: ``package.module:name``.
+        kwargs: The arguments.
+    """
+
+    kind: Literal["import"] = "import"
+    path: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def near(name: object, known: list[str]) -> str:
+    """Phrase that names what the user may have meant; all of them when there are few."""
+    close = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    return f"nearest: {', '.join(map(repr, close))}" if close else f"known: {', '.join(map(repr, known))}"
+
+
+def normalized(value: Any) -> Any:
+    """A name, or a mapping with ``import``, as the mapping with ``kind`` that it stands for."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, Mapping) and ("import" in value or value.get("kind") == "import"):
+        given = dict(value)
+        inner = given.pop("kwargs", {})
+        path = given.pop("import", given.pop("path", None))
+        given.pop("kind", None)
+        return {"kind": "import", "path": path, "kwargs": {**(inner if isinstance(inner, Mapping) else {"kwargs": inner}), **given}}
+    return value
+
+
+def _member(union: Any) -> BeforeValidator:
+    """Checks kind and keys of a mapping that describes one member of a union of dataclasses; pydantic then picks the member by kind."""
+    members = {next(f.default for f in fields(m) if f.name == "kind"): m for m in get_args(union)}
+
+    def check(value: Any) -> Any:
+        value = normalized(value)
+        if not isinstance(value, Mapping):
+            return value
+        kind = value.get("kind")
+        if kind not in members:
+            raise ValueError(f"`kind` must be one of {', '.join(map(str, members))}, but got {kind!r}; {near(kind, list(map(str, members)))}")
+        known = [f.name for f in fields(members[kind])]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"{key!r} is no setting of {kind!r}; {near(key, known)}")
+        return dict(value)
+
+    return BeforeValidator(check)
+
+
+def _each(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+_StandardSpec = Annotated[Standard | ImportedPart, Field(discriminator="kind"), _member(Standard | ImportedPart)]
+_SideLossSpec = Annotated[SideLoss | ImportedPart, Field(discriminator="kind"), _member(SideLoss | ImportedPart)]
+_EntropySpec = Annotated[Regularizer, Field(discriminator="kind"), _member(Regularizer)]
+_OutputLossSpec = Annotated[OutputLoss | ImportedPart, Field(discriminator="kind"), _member(OutputLoss | ImportedPart)]
+_ModelSpec = Annotated[ModelSpec, Field(discriminator="kind"), _member(ModelSpec)]
+_DatasetSpec = Annotated[DatasetSpec, Field(discriminator="kind"), _member(DatasetSpec)]
+
+
+def _one_or_each(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, (list, tuple)) and not value:
+        raise ValueError("`loss` must name a loss, but got an empty list")
+    return _each(value)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Method(_Settings):
+    """Intermediate supervision; with ``alpha`` and ``beta`` 0 the model is trained by its output alone.
+
+    Attributes:
+        standard: Which layers.
+        loss: Side loss of all taps, or a list with one a tap.
+        alpha: Total weight >= 0 of the side losses, shared by the taps.
+        entropy: Regularizer of the tapped features, or null.
+        beta: Total weight >= 0 of the entropy terms, shared by the taps.
+        heterogeneity: strict, warn or off, about a side loss of the output loss's family.
+    """
+
+    standard: _StandardSpec = AutoStandard()
+    loss: Annotated[_SideLossSpec | tuple[_SideLossSpec, ...], Field(union_mode="left_to_right"), BeforeValidator(_one_or_each)] = Prototype()
+    alpha: float = Field(0.4, ge=0, allow_inf_nan=False)
+    entropy: _EntropySpec | None = ChannelNormEntropy()
+    beta: float = Field(0.01, ge=0, allow_inf_nan=False)
+    heterogeneity: Heterogeneity = "warn"
+
+
+class Optimizer(_Settings):
+    """AdamW with a linear warm-up and a cosine decay to 0 over ``epochs``.
+
+    Attributes:
+        epochs: Passes over the training samples, >= 1; the schedule's length, whether or not a search stops the run earlier.
+        batch_size: Samples a step, >= 1, over all workers.
+        lr: Peak learning rate > 0.
+        weight_decay: Decoupled, >= 0; not on biases and norms.
+        warmup_epochs: Length of the warm-up, >= 0.
+        grad_clip: Largest norm of the gradient, > 0, or null.
+    """
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-2, ge=0, allow_inf_nan=False)
+    warmup_epochs: float = Field(1.0, ge=0, allow_inf_nan=False)
+    grad_clip: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class Compute(_Settings):
+    """Where and how numbers are computed; none of it is part of the method.
+
+    Attributes:
+        device: auto (a GPU when there is one), cpu or cuda.
+        precision: auto, float32, or bfloat16 (autocast; weights stay float32).
+        channels_last: Memory layout of images and weights: auto, on or off.
+        threads: CPU threads a worker, >= 1, or null for torch's choice.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    threads: int | None = Field(None, ge=1)
+
+
+class Run(_Settings):
+    """One training run."""
+
+    name: str = Field("run", min_length=1)
+    seed: int = Field(0, ge=0)
+    data: _DatasetSpec = Scenes()
+    model: _ModelSpec = SmpModel()
+    method: Method = Method()
+    output_loss: _OutputLossSpec = CrossEntropy()
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    compute: Compute = Compute()
+
+    @property
+    def is_output_only(self) -> bool:
+        """Whether nothing but the output is supervised."""
+        return self.method.alpha == 0 and (self.method.beta == 0 or self.method.entropy is None)
+
+
+_BOUND = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
+def validate(model: type[_Settings], raw: Any) -> Any:
+    """The settings that a plain structure describes.
+
+    Raises:
+        ConfigError: One line a mistake, each with the key.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"settings must be a mapping of keys to values, but got {type(raw).__name__}")
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(dict.fromkeys(_line(model, raw, dict(item)) for item in error.errors()))) from None
+
+
+def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
+    path, where = [], raw
+    for part in item["loc"]:
+        if isinstance(where, Mapping) and part in where:
+            path.append(str(part))
+            where = where[part]
+        elif isinstance(where, (list, tuple)) and isinstance(part, int) and part < len(where):
+            path.append(str(part))
+            where = where[part]
+        elif part == item["loc"][-1] and item["type"] == "missing":
+            path.append(str(part))
+    key, kind, context = ".".join(path), item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{key}: is no setting; {near(path[-1], _keys(model, path[:-1]))}"
+    if kind == "missing":
+        return f"{key}: must be given, but is missing"
+    if kind == "value_error":
+        return f"{key}: {context['error']}"
+    if kind in _BOUND:
+        limit = next(iter(context.values()))
+        return f"{key}: `{path[-1]} {_BOUND[kind]} {limit:g}` must hold, but got {item['input']!r}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{key}: {message}, but got {item['input']!r}"
+
+
+def _keys(model: Any, path: list[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if hasattr(model, "model_fields") and part in model.model_fields else None
+        candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+        model = next((c for c in candidates if isinstance(c, type) and hasattr(c, "model_fields")), model)
+    return list(getattr(model, "model_fields", {}))
