@@ -35,7 +35,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
     example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(run.seed))
     method = run.method
     losses = method.loss if isinstance(method.loss, tuple) else (method.loss,)
-    made = [_side_loss(loss) if method.alpha > 0 else loss for loss in losses]
+    made: list[Any] = [_side_loss(loss) if method.alpha > 0 else loss for loss in losses]
     try:
         return IMacHSR(
             model,
@@ -46,12 +46,18 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
             alpha=method.alpha,
             entropy=method.entropy,
             beta=method.beta,
-            output_loss=_called(run.output_loss),
+            output_loss=output_loss(run),
             heterogeneity=method.heterogeneity,
             seed=run.seed,
         )
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model and method must fit, but: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"data, model and method must fit, but: {error}") from error
+
+
+def output_loss(run: Run) -> Callable[..., Any]:
+    """The loss of the model's output."""
+    loss: Callable[..., Any] = _called(run.output_loss)
+    return loss
 
 
 def _called(part: Any) -> Any:

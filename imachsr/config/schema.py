@@ -2,11 +2,11 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from imachsr.core.entropy import ChannelNormEntropy, Regularizer
 from imachsr.core.losses import Prototype, SideLoss
@@ -78,10 +78,6 @@ def _member(union: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _each(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 _StandardSpec = Annotated[Standard | ImportedPart, Field(discriminator="kind"), _member(Standard | ImportedPart)]
 _SideLossSpec = Annotated[SideLoss | ImportedPart, Field(discriminator="kind"), _member(SideLoss | ImportedPart)]
 _EntropySpec = Annotated[Regularizer, Field(discriminator="kind"), _member(Regularizer)]
@@ -90,10 +86,10 @@ _ModelSpec = Annotated[ModelSpec, Field(discriminator="kind"), _member(ModelSpec
 _DatasetSpec = Annotated[DatasetSpec, Field(discriminator="kind"), _member(DatasetSpec)]
 
 
-def _one_or_each(value: Any, info: ValidationInfo) -> Any:
-    if isinstance(value, (list, tuple)) and not value:
-        raise ValueError("`loss` must name a loss, but got an empty list")
-    return _each(value)
+_LossesSpec = Annotated[
+    Annotated[_SideLossSpec, Tag("one")] | Annotated[tuple[_SideLossSpec, ...], Field(min_length=1), Tag("each")],
+    Discriminator(lambda value: "each" if isinstance(value, (list, tuple)) else "one"),
+]
 
 
 class _Settings(BaseModel):
@@ -113,7 +109,7 @@ class Method(_Settings):
     """
 
     standard: _StandardSpec = AutoStandard()
-    loss: Annotated[_SideLossSpec | tuple[_SideLossSpec, ...], Field(union_mode="left_to_right"), BeforeValidator(_one_or_each)] = Prototype()
+    loss: _LossesSpec = Prototype()
     alpha: float = Field(0.4, ge=0, allow_inf_nan=False)
     entropy: _EntropySpec | None = ChannelNormEntropy()
     beta: float = Field(0.01, ge=0, allow_inf_nan=False)
@@ -201,12 +197,12 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
         elif isinstance(where, (list, tuple)) and isinstance(part, int) and part < len(where):
             path.append(str(part))
             where = where[part]
-        elif part == item["loc"][-1] and item["type"] == "missing":
+        elif part == item["loc"][-1] and item["type"] in ("missing", "missing_argument"):
             path.append(str(part))
     key, kind, context = ".".join(path), item["type"], item.get("ctx", {})
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key}: is no setting; {near(path[-1], _keys(model, path[:-1]))}"
-    if kind == "missing":
+    if kind in ("missing", "missing_argument"):
         return f"{key}: must be given, but is missing"
     if kind == "value_error":
         return f"{key}: {context['error']}"
@@ -219,7 +215,9 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
 
 def _keys(model: Any, path: list[str]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[part].annotation if hasattr(model, "model_fields") and part in model.model_fields else None
-        candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-        model = next((c for c in candidates if isinstance(c, type) and hasattr(c, "model_fields")), model)
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        inner = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+        model = next((c for c in inner if isinstance(c, type) and (is_dataclass(c) or hasattr(c, "model_fields"))), None)
+    if is_dataclass(model):
+        return [f.name for f in fields(model)]
     return list(getattr(model, "model_fields", {}))

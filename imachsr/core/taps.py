@@ -67,8 +67,8 @@ class Recorder:
         """Tensors by tap address, in tap order; the buffer is emptied, so that nothing outlives the step.
 
         Raises:
-            RuntimeError: If a caught tensor was rewritten in place, has no gradient although gradients are on (reentrant activation checkpointing), or a
-                tap missed 20 consecutive forwards.
+            RuntimeError: If a caught tensor was rewritten in place, has no gradient although gradients are on (reentrant activation checkpointing),
+                or a tap missed 20 consecutive forwards.
 
         """
         caught, self._caught = self._caught, {}

@@ -21,8 +21,8 @@ from imachsr.core.types import IGNORE_INDEX, Losses, Tap
 class IMacHSR(nn.Module):
     """Intermediate multi-access heterogeneous supervision and regularization around any segmentation model (arXiv 2505.00404).
 
-    ``net(images)`` is the model's own output; ``net(images, labels)`` gives :class:`Losses`. Adapters and side losses run inside this forward, so that
-    DistributedDataParallel synchronises them. Building draws nothing from the global random state and leaves the model as it was.
+    ``net(images)`` is the model's own output; ``net(images, labels)`` gives :class:`Losses`. Adapters and side losses run inside this forward,
+    so that DistributedDataParallel synchronises them. Building draws nothing from the global random state and leaves the model as it was.
 
     Args:
         model: Kept as ``net.backbone``; its ``state_dict()`` keys do not change.

@@ -1,7 +1,7 @@
 """Procedural street scenes: the embedded data set, drawn from a seed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class _Canvas:
 
     def polygon(self, points: list[Point], label: int, colour: Colour) -> None:
         for target, fill in ((self.image, colour), (self.labels, label)):
-            ImageDraw.Draw(target).polygon(points, fill=fill)  # type: ignore[arg-type]
+            ImageDraw.Draw(target).polygon(points, fill=fill)
 
     def box(self, left: float, top: float, right: float, bottom: float, label: int, colour: Colour) -> None:
         self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], label, colour)
@@ -99,7 +99,7 @@ class _Canvas:
     def ellipse(self, centre: Point, radii: Point, label: int, colour: Colour) -> None:
         (x, y), (a, b) = centre, radii
         for target, fill in ((self.image, colour), (self.labels, label)):
-            ImageDraw.Draw(target).ellipse((x - a, y - b, x + a, y + b), fill=fill)  # type: ignore[arg-type]
+            ImageDraw.Draw(target).ellipse((x - a, y - b, x + a, y + b), fill=fill)
 
     def ground(self, distance: float, offset: float) -> Point:
         """Image position of a point on the ground: distance >= 1 (1 is the lower edge), offset in half widths at distance 1."""
@@ -248,7 +248,7 @@ def _smooth_noise(size: tuple[int, int], cells: int, random: Random) -> NDArray[
 _TEXTURE = np.array([3, 9, 8, 14, 22, 8, 12, 8, 8], np.float32)
 
 
-def _finish(image: NDArray[np.float32], labels: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
+def _finish(image: NDArray[np.floating[Any]], labels: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
     """Texture, lighting and sensor."""
     size = labels.shape[0], labels.shape[1]
     texture = _TEXTURE[np.minimum(labels, len(_TEXTURE) - 1)]
@@ -264,7 +264,7 @@ def shift(image: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
     kind = random.integers(3)
     if kind == 2:
         return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(image.shape[0] / 60)), np.uint8)
-    x = image.astype(np.float32)
+    x: NDArray[np.floating[Any]] = image.astype(np.float32)
     if kind == 0:
         x = x * random.uniform(0.2, 0.4) * np.array([0.85, 0.9, 1.2], np.float32) + random.normal(0, 7, x.shape)
     else:

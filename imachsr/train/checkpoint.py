@@ -1,0 +1,57 @@
+"""Checkpoints that are whole or absent."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from imachsr.config.schema import ConfigError
+
+SCHEMA = 1
+FILE = "checkpoint.pt"
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        try:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``folder/checkpoint.pt``; tensors and plain values only."""
+    write_atomic(folder / FILE, lambda file: torch.save({"schema": SCHEMA, **state}, file))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read ``folder/checkpoint.pt``, without running any code that it may hold.
+
+    Raises:
+        ConfigError: If it is missing, broken, or of another version.
+    """
+    path = folder / FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} must hold {FILE}, but does not; give the --output folder of a training") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+        raise ConfigError(f"{path} must be a checkpoint of imachsr, but cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} must have schema {SCHEMA}, but has {state.get('schema') if isinstance(state, dict) else None}")
+    return state

@@ -1,0 +1,47 @@
+"""Segmentation metrics from one confusion matrix."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imachsr.core.types import IGNORE_INDEX
+
+
+class ConfusionMatrix:
+    """Counts of pixels, rows by label and columns by prediction, ``[K, K]`` int64.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count predicted classes against labels, both int64 ``[B, H, W]``; ignored pixels do not count."""
+        is_valid = labels != IGNORE_INDEX
+        pairs = labels[is_valid] * self.num_classes + predicted[is_valid]
+        self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes).cpu()
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks of a distributed run counted."""
+        if dist.is_initialized():
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            counts = self.counts.to(device)
+            dist.all_reduce(counts)
+            self.counts = counts.cpu()
+
+    def iou(self) -> Tensor:
+        """Intersection over union a class, percent, float64 ``[K]``; NaN for a class that is neither labelled nor predicted."""
+        hits = self.counts.diagonal().double()
+        union = self.counts.sum(0) + self.counts.sum(1) - self.counts.diagonal()
+        return 100 * hits / union
+
+    def miou(self) -> float:
+        """Mean of :meth:`iou` over the classes that occur, percent; NaN when nothing was counted."""
+        return float(self.iou().nanmean())
+
+    def accuracy(self) -> float:
+        """Share of pixels that are right, percent."""
+        return float(100 * self.counts.diagonal().sum().double() / self.counts.sum())
