@@ -26,8 +26,8 @@ class ConfigError(ValueError):
 class ImportedPart:
     """The user's own standard, side loss or output loss; in YAML ``import: package.module:name`` with arguments beside it.
 
-    A standard is a callable ``trace -> layer addresses``, an output loss a callable ``(output, labels, ignore_index=...) -> scalar``; the arguments are
-    passed with every call. A side loss is what a class or factory gives for the arguments.
+    A standard is a callable ``trace -> layer addresses``, an output loss a callable ``(output, labels, ignore_index=...) -> scalar``; the arguments
+    are passed with every call. A side loss is what a class or factory gives for the arguments.
 
     Args:
         path: ``package.module:name``.
@@ -191,10 +191,7 @@ def validate(model: type[_Settings], raw: Any) -> Any:
 def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
     path, where = [], raw
     for part in item["loc"]:
-        if isinstance(where, Mapping) and part in where:
-            path.append(str(part))
-            where = where[part]
-        elif isinstance(where, (list, tuple)) and isinstance(part, int) and part < len(where):
+        if isinstance(where, Mapping) and part in where or isinstance(where, (list, tuple)) and isinstance(part, int) and part < len(where):
             path.append(str(part))
             where = where[part]
         elif part == item["loc"][-1] and item["type"] in ("missing", "missing_argument"):

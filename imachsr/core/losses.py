@@ -171,7 +171,8 @@ class Prototype(_Metric):
 class Hsic:
     """One minus the normalised Hilbert-Schmidt independence of features and labels, in [0, 1]. O(N^2 C).
 
-    ``1 - <HKH, HLH> / (|HKH| |HLH|)`` with a Gaussian kernel K on channel-wise standardised features (sigma^2 = C), L = [y_i = y_j], H the centring matrix.
+    ``1 - <HKH, HLH> / (|HKH| |HLH|)`` with a Gaussian kernel K on channel-wise standardised features (sigma^2 = C), L = [y_i = y_j],
+    H the centring matrix.
     Sources: Gretton et al. 2005; Kornblith et al. 2019 for the normalisation.
 
     Args:

@@ -70,8 +70,8 @@ def check_heterogeneity(output: object, side: object, mode: Heterogeneity) -> No
     if mode == "off" or family is None or family != getattr(output, "family", None):
         return
     message = (
-        f"a side loss must differ from the output loss, but {getattr(side, 'kind', side)!r} and {getattr(output, 'kind', output)!r} are both of family "
-        f"{family!r}; take a loss of another family (dice, brier, prototype, infonce, hsic), or set heterogeneity='off' to do so on purpose"
+        f"a side loss must differ from the output loss, but {getattr(side, 'kind', side)!r} and {getattr(output, 'kind', output)!r} are both "
+        f"of family {family!r}; take a loss of another family (dice, brier, prototype, infonce, hsic), or set heterogeneity='off' to do so on purpose"
     )
     if mode == "strict":
         raise ValueError(message)

@@ -1,6 +1,9 @@
 """A selection split of contiguous blocks, so that neighbouring video frames are never on both sides."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imachsr.data.samples import Samples
 
 
 def sequence_of(name: str) -> str:
@@ -50,3 +53,29 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
             f"{len(train)} to train on and {len(select)} to select on"
         )
     return sorted(train), sorted(select)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How a search cuts the samples that it scores on out of ``train``; see :func:`block_split`.
+
+    Args:
+        fraction: Share that is selected, in (0, 1).
+        blocks: Blocks a sequence, >= 1.
+        guard: Frames dropped on either side of a block, >= 0.
+    """
+
+    fraction: float = 0.25
+    blocks: int = 4
+    guard: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"`0 < fraction < 1` must hold, but got {self.fraction}")
+        if self.blocks < 1 or self.guard < 0:
+            raise ValueError(f"`blocks >= 1` and `guard >= 0` must hold, but got {self.blocks} and {self.guard}")
+
+    def split(self, samples: Samples) -> tuple[Samples, Samples]:
+        """The samples to train on, and those to select on."""
+        train, select = block_split(samples.names, fraction=self.fraction, blocks=self.blocks, guard=self.guard)
+        return samples.subset(train), samples.subset(select)

@@ -53,7 +53,7 @@ class Placement:
     def put_net(self, net: nn.Module) -> nn.Module:
         """The module on the device, in the layout."""
         net = net.to(self.device)
-        return net.to(memory_format=torch.channels_last) if self.is_channels_last else net  # type: ignore[call-overload, no-any-return]
+        return net.to(memory_format=torch.channels_last) if self.is_channels_last else net
 
     def put_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the layout."""
@@ -64,7 +64,7 @@ class Placement:
 def decide(compute: Compute, machine: Machine) -> Placement:
     """Turn "auto" into decisions.
 
-    On both devices, bfloat16 and NHWC together are the fastest pair where the hardware multiplies bfloat16 (benchmarks/step_time.py); elsewhere neither is.
+    bfloat16 and NHWC go together where the hardware multiplies bfloat16 (measured by benchmarks/step_time.py); elsewhere neither is taken.
 
     Raises:
         ConfigError: If a GPU is asked for and there is none.
