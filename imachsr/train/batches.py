@@ -25,8 +25,8 @@ def batch_size(run: Run, count: int, world: int) -> int:
 def batches(samples: Samples, run: Run, *, epoch: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's share of each step: normalised images ``[B / world, 3, H, W]`` and int64 labels.
 
-    The order depends on (seed, epoch), a sample's augmentation on (seed, epoch, sample): neither on the number of workers. The last samples that fill no
-    batch are left out; in another epoch they are others.
+    The order depends on (seed, epoch), a sample's augmentation on (seed, epoch, sample): neither on the number of workers. The last samples that
+    fill no batch are left out; in another epoch they are others.
 
     Args:
         samples: What to train on.

@@ -64,7 +64,7 @@ class Placement:
 def decide(compute: Compute, machine: Machine) -> Placement:
     """Turn "auto" into decisions.
 
-    bfloat16 and NHWC go together where the hardware multiplies bfloat16 (measured by benchmarks/step_time.py); elsewhere neither is taken.
+    bfloat16 is taken where the hardware multiplies it, NHWC on the CPU and under bfloat16 (benchmarks/step_time.py measures the four cases on a CPU).
 
     Raises:
         ConfigError: If a GPU is asked for and there is none.
@@ -74,5 +74,5 @@ def decide(compute: Compute, machine: Machine) -> Placement:
     device = ("cuda" if machine.has_cuda else "cpu") if compute.device == "auto" else compute.device
     can = machine.cuda_bfloat16 if device == "cuda" else machine.cpu_bfloat16
     is_bfloat16 = can if compute.precision == "auto" else compute.precision == "bfloat16"
-    is_channels_last = (is_bfloat16 and can) if compute.channels_last == "auto" else compute.channels_last == "on"
+    is_channels_last = (is_bfloat16 or device == "cpu") if compute.channels_last == "auto" else compute.channels_last == "on"
     return Placement(device=device, is_bfloat16=is_bfloat16, is_channels_last=is_channels_last)

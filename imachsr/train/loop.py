@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imachsr.config.build import build_net, build_optimizer, output_loss
@@ -149,9 +149,10 @@ def _epoch(
 
 def _terms(losses: Losses) -> Row:
     row = {"train/loss": float(losses.total.detach()), "train/output": float(losses.output.detach())}
-    for group, terms in (("side", losses.side), ("entropy", losses.entropy)):
+    groups: dict[str, dict[str, Tensor]] = {"side": losses.side, "entropy": losses.entropy}
+    for group, terms in groups.items():
         if terms:
-            row[f"train/{group}"] = sum(losses.weights[f"{group}/{address}"] * float(value.detach()) for address, value in terms.items())
+            row[f"train/{group}"] = sum(losses.weights[f"{group}/{name}"] * float(value.detach()) for name, value in terms.items())
         row |= {f"tap/{address}/{group}": float(value.detach()) for address, value in terms.items()}
     return row | {f"tap/{address}/std": float(value) for address, value in losses.scale.items()}
 

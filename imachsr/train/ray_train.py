@@ -1,0 +1,122 @@
+"""The training loop on several Ray Train workers."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from imachsr.config.load import make_run, run_to_dict
+from imachsr.config.schema import ConfigError, Run
+from imachsr.train import checkpoint
+from imachsr.train.batches import batch_size
+from imachsr.train.device import Machine, decide
+from imachsr.train.loop import Row, train
+
+
+def connect(cpus: int | None = None) -> None:
+    """Join the cluster at RAY_ADDRESS, or start Ray on this machine.
+
+    Workers import what the driver can import: its working folder and PYTHONPATH are handed on.
+
+    Args:
+        cpus: Logical CPUs of a Ray that is started here, when more are wanted than the machine has; ignored on a cluster.
+    """
+    if ray.is_initialized():
+        return
+    # Ray's own progress output and usage report are for another audience; workers' prints would garble the live table.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    paths = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": cpus}
+    ray.init(
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}},
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=True,
+        **local,
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    queue = config["queue"]
+
+    def report(row: Row) -> None:
+        if ray.train.get_context().get_world_rank() == 0:
+            queue.put(row)
+        ray.train.report(dict(row))
+
+    # resume: a worker group that is restarted after a failure goes on from the last epoch that is on disk.
+    train(make_run(config["run"]), output=Path(config["output"]), report=report, resume=True)
+
+
+def train_distributed(
+    run: Run, *, workers: int, output: Path, report: Callable[[Row], object] = lambda row: None, resume: bool = False, max_failures: int = 3
+) -> None:
+    """Train a run data-parallel on several workers; gloo on CPUs, NCCL on GPUs (one each).
+
+    Args:
+        run: All settings; the batch size is the global one.
+        workers: Number of processes, >= 1.
+        output: As in :func:`imachsr.train.loop.train`; on several machines a folder that all of them share.
+        report: Called in this process with each epoch's row.
+        resume: Continue from the checkpoint in ``output``.
+        max_failures: Restarts of the worker group, from the last checkpoint, before giving up.
+
+    Raises:
+        ConfigError: If the cluster cannot hold the workers, or the settings do not fit them.
+        RuntimeError: If training failed.
+    """
+    output = output.absolute()
+    if workers < 1:
+        raise ConfigError(f"`workers >= 1` must hold, but got {workers}")
+    if not resume and (output / checkpoint.FILE).exists():
+        raise ConfigError(f"{output} must be a new folder, but holds a training; give another --output, or continue it with --resume")
+    batch_size(run, run.optimizer.batch_size, workers)
+    connect(cpus=max(os.cpu_count() or 1, workers))
+    resources = ray.cluster_resources()
+    use_gpu = run.compute.device != "cpu" and resources.get("GPU", 0) >= 1
+    if run.compute.device == "auto" and not use_gpu:
+        decide(run.compute, Machine.here())
+    kind = "GPU" if use_gpu else "CPU"
+    if resources.get(kind, 0) < workers:
+        # Ray would wait for ever for what never comes.
+        raise ConfigError(f"the cluster must have {workers} {kind}s for {workers} workers, but has {resources.get(kind, 0):g}; lower --workers")
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"run": run_to_dict(run), "output": str(output), "queue": queue},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name="ray", storage_path=str(output), failure_config=ray.train.FailureConfig(max_failures=max_failures), callbacks=[]
+        ),
+    )
+    is_over = threading.Event()
+    pump = threading.Thread(target=_pump, args=(queue, report, is_over), daemon=True)
+    pump.start()
+    try:
+        error = trainer.fit().error
+    finally:
+        is_over.set()
+        pump.join(timeout=30)
+        queue.shutdown()
+    if error is not None:
+        raise RuntimeError(f"training failed: {error}") from error
+    if not (output / checkpoint.FILE).exists():
+        raise ConfigError(f"--output must be a folder that all machines of the cluster share, but this one does not see the checkpoint in {output}")
+
+
+def _pump(queue: Any, report: Callable[[Row], object], is_over: threading.Event) -> None:
+    while True:
+        try:
+            report(queue.get(timeout=0.5))
+        except Empty:
+            if is_over.is_set():
+                return
