@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+import math
 import random
 import statistics
 import time
@@ -38,8 +39,8 @@ class Result:
 
     Attributes:
         history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``accuracy``, ``iou/CLASS`` (percent) and ``loss``;
-            ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the last two weighted) and ``lr``; ``tap/ADDRESS/std``, ``/side``,
-            ``/entropy``; ``time/step_ms`` (median), ``time/epoch_s``, ``images_per_s``.
+            ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the last two weighted) and ``lr``; ``tap/ADDRESS/``
+            + ``std``, ``side``, ``entropy``; ``time/step_ms`` (median), ``time/epoch_s``, ``images_per_s``.
         taps: Addresses of the supervised layers.
     """
 
@@ -152,7 +153,7 @@ def _terms(losses: Losses) -> Row:
     groups: dict[str, dict[str, Tensor]] = {"side": losses.side, "entropy": losses.entropy}
     for group, terms in groups.items():
         if terms:
-            row[f"train/{group}"] = sum(losses.weights[f"{group}/{name}"] * float(value.detach()) for name, value in terms.items())
+            row[f"train/{group}"] = math.fsum(losses.weights[f"{group}/{name}"] * float(value.detach()) for name, value in terms.items())
         row |= {f"tap/{address}/{group}": float(value.detach()) for address, value in terms.items()}
     return row | {f"tap/{address}/std": float(value) for address, value in losses.scale.items()}
 

@@ -1,0 +1,285 @@
+"""A search as YAML: the base run, the space with its conditions, the fixed arms, and the budget."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from optuna.trial import Trial
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from imachsr.config.load import load_yaml, make_run, merge, nested, parse_overrides
+from imachsr.config.schema import ConfigError, Run, near, validate
+from imachsr.data.splits import Selection
+
+Scalar = None | bool | int | float | str
+OUTPUT_ONLY = {"method.alpha": 0, "method.beta": 0}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Parameter(_Part):
+    """One searched setting: a choice, an integer range or a real range.
+
+    Attributes:
+        choice: Values.
+        int_: ``int: [low, high]``, both included.
+        float_: ``float: [low, high]``.
+        step: Of an integer range, >= 1.
+        log: Sample the logarithm.
+        when: Other searched keys and the value, or values, under which this one exists.
+    """
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1)
+    int_: tuple[int, int] | None = Field(None, alias="int")
+    float_: tuple[float, float] | None = Field(None, alias="float")
+    step: int = Field(1, ge=1)
+    log: bool = False
+    when: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Parameter":
+        given = [name for name, value in (("choice", self.choice), ("int", self.int_), ("float", self.float_)) if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"one of choice, int and float must be given, but got {' and '.join(given) or 'none'}")
+        bounds = self.int_ or self.float_
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"`low < high` must hold, but got {list(bounds)}")
+        if self.log and (bounds is None or bounds[0] <= 0):
+            raise ValueError("`log` must go with a range above 0, but got " + (f"{list(bounds)}" if bounds else "a choice"))
+        if self.step != 1 and (self.int_ is None or self.log):
+            raise ValueError("`step` must go with an integer range that is not logarithmic")
+        return self
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """Values that show whether the settings take them: all choices, or both ends."""
+        return self.choice if self.choice is not None else tuple(self.int_ or self.float_ or ())
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the conditions hold."""
+        return all(key in values and values[key] in _values(wanted) for key, wanted in self.when.items())
+
+    def suggest(self, trial: Trial, key: str) -> Any:
+        """Draw from Optuna."""
+        if self.int_ is not None:
+            return trial.suggest_int(key, *self.int_, step=self.step, log=self.log)
+        if self.float_ is not None:
+            return trial.suggest_float(key, *self.float_, log=self.log)
+        # Optuna stores plain scalars; lists and mappings travel as JSON.
+        choices = {item if isinstance(item, Scalar) else json.dumps(item): item for item in self.choice or ()}
+        return choices[trial.suggest_categorical(key, list(choices))]
+
+
+class Arm(_Part):
+    """A fixed configuration that runs before any sampled one, whole.
+
+    Attributes:
+        name: Shown in tables.
+        set_: ``set:`` dotted keys and values over the base run.
+    """
+
+    name: str = Field(min_length=1)
+    set_: dict[str, Any] = Field({}, alias="set")
+
+
+class Metric(_Part):
+    """Attributes: name: A row's key. mode: max or min."""
+
+    name: str = "select/miou"
+    mode: Literal["max", "min"] = "max"
+
+
+class Scheduler(_Part):
+    """ASHA, or none.
+
+    Attributes:
+        kind: asha or none.
+        grace: Epochs >= 1 before a trial can be stopped.
+        reduction: One in so many goes on at each rung, >= 2.
+    """
+
+    kind: Literal["asha", "none"] = "asha"
+    grace: int = Field(2, ge=1)
+    reduction: int = Field(3, ge=2)
+
+
+class Sampler(_Part):
+    """What proposes.
+
+    Attributes:
+        kind: tpe (multivariate, grouped) or random.
+        startup_trials: Random proposals before TPE models anything, >= 1.
+        seed: Of the proposals, >= 0.
+    """
+
+    kind: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Budget(_Part):
+    """How much.
+
+    Attributes:
+        trials: In all, >= 1, with the arms.
+        concurrency: At a time, >= 1.
+        cpus_per_trial: CPUs, and threads of each trial, >= 1.
+        gpus_per_trial: GPUs, >= 0; fractions share one.
+    """
+
+    trials: int = Field(12, ge=1)
+    concurrency: int = Field(2, ge=1)
+    cpus_per_trial: int = Field(1, ge=1)
+    gpus_per_trial: float = Field(0.0, ge=0)
+
+
+class Search(_Part):
+    """A whole search, checked.
+
+    Attributes:
+        name: Of the study and of the group in W&B.
+        run: The base run's settings, over the defaults.
+        space: Dotted keys and how they are searched; a condition names a key above it.
+        arms: Fixed configurations; the first is the output-only baseline. Without any, that is the only one.
+        seeds: Every arm runs with every one of these; sampled trials with the first.
+    """
+
+    name: str = Field("search", min_length=1)
+    run: dict[str, Any] = {}
+    space: dict[str, Parameter] = {}
+    arms: tuple[Arm, ...] = (Arm(name="baseline", set=OUTPUT_ONLY),)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    metric: Metric = Metric()
+    scheduler: Scheduler = Scheduler()
+    sampler: Sampler = Sampler()
+    budget: Budget = Budget()
+    selection: Selection = Selection()
+
+    def base(self) -> Run:
+        """The run that everything is set over."""
+        return make_run(self.run)
+
+    def fixed(self) -> list[tuple[str, int, dict[str, Any]]]:
+        """Name, seed and settings of every arm with every seed; the baseline with the first seed comes first."""
+        return [(arm.name, seed, dict(arm.set_)) for arm in self.arms for seed in self.seeds]
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Settings drawn for a trial, without those whose conditions do not hold."""
+        values: dict[str, Any] = {}
+        for key, parameter in self.space.items():
+            if parameter.holds(values):
+                values[key] = parameter.suggest(trial, key)
+        return values
+
+    def run_of(self, values: Mapping[str, Any], *, name: str, seed: int) -> Run:
+        """The base run with these settings."""
+        return make_run(self.run, {**values, "name": name, "seed": seed})
+
+
+def _values(wanted: Any) -> Sequence[Any]:
+    return wanted if isinstance(wanted, (list, tuple)) else (wanted,)
+
+
+def _contexts(space: Mapping[str, Parameter], key: str) -> Iterator[dict[str, Any]]:
+    """Settings under which a key exists: one for each value that its conditions name."""
+    if not space[key].when:
+        yield {}
+        return
+    first: dict[str, Any] = {}
+    for other, wanted in space[key].when.items():
+        first |= next(_contexts(space, other)) | {other: _values(wanted)[0]}
+    yield first
+    for other, wanted in space[key].when.items():
+        for value in _values(wanted)[1:]:
+            yield {**first, other: value}
+
+
+def check(search: Search) -> None:
+    """Try every value of the space and every arm against the run's settings.
+
+    Raises:
+        ConfigError: Names the key and what is wrong.
+    """
+    known: list[str] = []
+    for key, parameter in search.space.items():
+        for other, wanted in parameter.when.items():
+            if other not in known:
+                raise ConfigError(f"space.{key}.when: must name a searched key above it, but got {other!r}; {near(other, known)}")
+            choices = search.space[other].choice
+            for value in _values(wanted):
+                if choices is not None and value not in choices:
+                    raise ConfigError(
+                        f"space.{key}.when.{other}: must be one of its choices, but got {value!r}; {near(value, list(map(str, choices)))}"
+                    )
+        for context in _contexts(search.space, key):
+            for value in parameter.samples:
+                _try(search, {**context, key: value}, f"space.{key}: {value!r}")
+        known.append(key)
+    names = [arm.name for arm in search.arms]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"arms: names must differ, but got {', '.join(names)}")
+    for index, arm in enumerate(search.arms):
+        run = _try(search, arm.set_, f"arms.{index} ({arm.name})")
+        if index == 0 and not run.is_output_only:
+            raise ConfigError(f"arms.0: must be the output-only baseline (method.alpha 0 and method.beta 0), but {arm.name!r} supervises more")
+    if not search.arms:
+        raise ConfigError("arms: must begin with the output-only baseline, but is empty; leave it out to have it made")
+    if len(search.fixed()) > search.budget.trials:
+        raise ConfigError(f"budget.trials: must cover the {len(search.fixed())} arms (with every seed), but got {search.budget.trials}")
+    if len(search.fixed()) < search.budget.trials and not search.space:
+        raise ConfigError(f"space: must name what to search for {search.budget.trials} trials, but is empty and there are {len(search.fixed())} arms")
+    if search.scheduler.kind == "asha" and search.scheduler.grace >= search.base().optimizer.epochs:
+        raise ConfigError(
+            f"scheduler.grace: must be below optimizer.epochs ({search.base().optimizer.epochs}), but got {search.scheduler.grace}; use kind: none"
+        )
+
+
+def _try(search: Search, values: Mapping[str, Any], where: str) -> Run:
+    try:
+        return search.run_of(values, name="check", seed=0)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def make_search(raw: Mapping[str, Any]) -> Search:
+    """The search that a mapping describes, checked as a whole.
+
+    Raises:
+        ConfigError: Names the key and what is wrong.
+    """
+    search: Search = validate(Search, raw)
+    try:
+        search.base()
+    except ConfigError as error:
+        raise ConfigError(f"run: {error}") from None
+    check(search)
+    return search
+
+
+def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
+    """The search of a YAML file, with ``key=value`` overrides (``budget.trials=6``, ``run.optimizer.epochs=4``).
+
+    ``base:`` may name a run's YAML file, relative to this one, that ``run:`` is set over.
+
+    Raises:
+        ConfigError: For anything that the user got wrong; names file and key.
+    """
+    dotted = parse_overrides(overrides)
+    raw: Any = load_yaml(path)
+    base = raw.pop("base", None)
+    if base is not None:
+        raw["run"] = merge(load_yaml(Path(path).parent / str(base)), raw.get("run", {}))
+    for layer in nested(dotted):
+        raw = merge(raw, layer)
+    try:
+        return make_search(raw)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def search_to_dict(search: Search) -> dict[str, Any]:
+    """Plain values that :func:`make_search` reads back."""
+    return search.model_dump(mode="json", by_alias=True, exclude_none=True)
