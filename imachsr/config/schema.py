@@ -174,7 +174,7 @@ class Run(_Settings):
 _BOUND = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
-def validate(model: type[_Settings], raw: Any) -> Any:
+def validate(model: type[BaseModel], raw: Any) -> Any:
     """The settings that a plain structure describes.
 
     Raises:

@@ -150,7 +150,7 @@ class Search(_Part):
     name: str = Field("search", min_length=1)
     run: dict[str, Any] = {}
     space: dict[str, Parameter] = {}
-    arms: tuple[Arm, ...] = (Arm(name="baseline", set=OUTPUT_ONLY),)
+    arms: tuple[Arm, ...] = (Arm.model_validate({"name": "baseline", "set": OUTPUT_ONLY}),)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     metric: Metric = Metric()
     scheduler: Scheduler = Scheduler()

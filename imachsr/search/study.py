@@ -1,6 +1,7 @@
 """The Optuna study in the result folder: what was proposed, and what came out. It is the truth; everything else is derived."""
 
 import json
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +45,18 @@ class Study:
         self.search = search
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         storage = optuna.storages.RDBStorage(f"sqlite:///{folder / FILE}", engine_kwargs={"connect_args": {"timeout": 60}})
-        direction = "maximize" if search.metric.mode == "max" else "minimize"
-        self._study = optuna.create_study(storage=storage, study_name=search.name, direction=direction, load_if_exists=True)
+        is_max = search.metric.mode == "max"
+        self._study = optuna.create_study(storage=storage, study_name="search", direction="maximize" if is_max else "minimize", load_if_exists=True)
         # A fixed seed would repeat the first proposals whenever a search is continued (optuna#3255).
         self._study.sampler = _sampler(search, offset=len(self._study.trials))
         self._live: dict[int, Trial] = {}
+        if "uid" not in self._study.user_attrs:
+            self._study.set_user_attr("uid", uuid.uuid4().hex[:8])
+
+    @property
+    def uid(self) -> str:
+        """Eight hexadecimal digits of this result folder's own, by which W&B tells its runs from another search's."""
+        return str(self._study.user_attrs["uid"])
 
     @property
     def trials(self) -> list[FrozenTrial]:

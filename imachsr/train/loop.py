@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imachsr.config.build import build_net, build_optimizer, output_loss
@@ -61,6 +61,7 @@ def train(
     evaluate_on: Literal["val", "select"] = "val",
     selection: Selection | None = None,
     resume: bool = False,
+    reported: int | None = None,
 ) -> Result:
     """Train a run; under torch.distributed, as one of its ranks.
 
@@ -71,6 +72,7 @@ def train(
         evaluate_on: ``val``, or ``select``: a part cut out of train, so that val stays unseen.
         selection: How that part is cut.
         resume: Continue from the checkpoint in ``output`` when there is one; a continued run gives the numbers of an unbroken one.
+        reported: Epochs that a broken training had reported; those after it that are on disk are reported first. None: all were.
 
     Raises:
         ConfigError: For what the user got wrong.
@@ -99,9 +101,11 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(output / "run.yaml", dump_yaml(run_to_dict(run)))
         _write_history(output, history)
+    for row in history[len(history) if reported is None else reported :]:
+        report(row)
     taps = tuple(tap.layer.address for tap in net.taps)
     for epoch in range(len(history) + 1, run.optimizer.epochs + 1):
-        row: Row = {"epoch": epoch}
+        row = {"epoch": epoch}
         row |= _epoch(wrapped, net, samples, run, optimizer, scheduler, placement, epoch, rank, world)
         row |= score(net.backbone, held_out, run.data.class_names, loss=output_loss(run), placement=placement, prefix=evaluate_on)
         history.append(row)
@@ -150,11 +154,11 @@ def _epoch(
 
 def _terms(losses: Losses) -> Row:
     row = {"train/loss": float(losses.total.detach()), "train/output": float(losses.output.detach())}
-    groups: dict[str, dict[str, Tensor]] = {"side": losses.side, "entropy": losses.entropy}
-    for group, terms in groups.items():
-        if terms:
-            row[f"train/{group}"] = math.fsum(losses.weights[f"{group}/{name}"] * float(value.detach()) for name, value in terms.items())
-        row |= {f"tap/{address}/{group}": float(value.detach()) for address, value in terms.items()}
+    for group, terms in (("side", losses.side), ("entropy", losses.entropy)):
+        values = {address: float(value.detach()) for address, value in terms.items()}
+        if values:
+            row[f"train/{group}"] = math.fsum(losses.weights[f"{group}/{address}"] * value for address, value in values.items())
+        row |= {f"tap/{address}/{group}": value for address, value in values.items()}
     return row | {f"tap/{address}/std": float(value) for address, value in losses.scale.items()}
 
 
