@@ -1,5 +1,6 @@
 """Ray Tune runs what the driver proposes: thin adapters between the two."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,8 @@ def run_trial(config: dict[str, Any]) -> None:
         train(
             make_run(config["run"]),
             output=Path(config["output"]),
-            report=lambda row: tune.report({"row": dict(row)}),
+            # One text: Tune would split a mapping at its slashes.
+            report=lambda row: tune.report({"row": json.dumps(row)}),
             evaluate_on="select",
             selection=Selection(**config["selection"]),
             resume=True,
@@ -69,10 +71,12 @@ class _Decisions(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         driver, number = _DRIVERS[self.key], trial.config["number"]
+        if "row" not in result and "error" not in result:
+            return str(self.CONTINUE)  # the mark that a function has returned
         if result.get("error"):
             driver.on_error(number, result["error"])
             return str(self.STOP)
-        return str(self.STOP if driver.on_row(number, result["row"]) else self.CONTINUE)
+        return str(self.STOP if driver.on_row(number, json.loads(result["row"])) else self.CONTINUE)
 
 
 class _Ends(Callback):

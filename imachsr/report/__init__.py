@@ -1,0 +1,1 @@
+"""What a search found, from the files in its result folder."""

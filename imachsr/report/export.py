@@ -1,0 +1,44 @@
+"""A trial's settings as a run of its own."""
+
+from pathlib import Path
+
+from imachsr.config.load import dump_yaml, load_yaml
+from imachsr.config.schema import ConfigError
+from imachsr.report.table import load_summary
+
+
+def export(folder: Path, out: Path, *, trial: int | None = None) -> int:
+    """Write the run of the best finished trial, or of a given one; it trains on all of train and is scored on val.
+
+    Args:
+        folder: Result folder of a search.
+        out: YAML file to write.
+        trial: Number; the best finished one by default.
+
+    Returns:
+        The trial's number.
+
+    Raises:
+        ConfigError: If there is no such trial, none has finished, or ``out`` exists.
+    """
+    summary = load_summary(folder)
+    known = {item["number"]: item for item in summary["trials"]}
+    number = summary["best"] if trial is None else trial
+    if number is None:
+        raise ConfigError(f"a trial of {folder} must have finished to be exported, but none has; continue the search, or name one with --trial")
+    if number not in known:
+        raise ConfigError(f"--trial must be one of 0..{max(known, default=0)}, but got {number}")
+    if out.exists():
+        raise ConfigError(f"{out} must not exist yet, but does; give another --out")
+    run = load_yaml(folder / "trials" / f"{number:04d}" / "run.yaml")
+    run["compute"]["threads"] = None  # the share of one trial among others
+    item, metric = known[number], summary["metric"]
+    value = "no value" if item["value"] is None else f"{metric} {item['value']:.2f} after {item['epochs']} epochs"
+    difference = "" if item["difference"] is None else f", {item['difference']:+.2f} against the output-only baseline"
+    header = [
+        f"# Trial {number} of search {summary['name']!r}: {value}{difference}.",
+        "# One seed on the selection split: a candidate, not a finding. Training this file uses all of train and scores on val.",
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(header) + "\n" + dump_yaml(run))
+    return int(number)

@@ -1,0 +1,129 @@
+"""One self-contained HTML page about a search."""
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from imachsr.report.table import Row, load_summary, rows
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;width:100%;font-size:13px}td,th{padding:.35em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}tr.base{background:#eef4ff}tr.stopped,tr.failed{color:#777}
+.note{color:#555}code{background:#f3f3f3;padding:.1em .3em}"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` in the result folder: table, learning curves, settings against the metric, IoU per class.
+
+    Raises:
+        ConfigError: If the folder holds no search.
+    """
+    summary = load_summary(folder)
+    curves = _curves(folder)
+    figures = [_learning_curves(summary, curves), *_settings(summary), *_classes(summary, curves)]
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(summary['name'])}</title><style>{STYLE}</style></head><body>",
+        f"<h1>Search {html.escape(summary['name'])}</h1>",
+        f"<p class='note'>{_facts(summary)}</p>",
+        _table(summary, rows(summary)),
+    ]
+    for index, (title, note, figure) in enumerate(figures):
+        figure.update_layout(template="plotly_white", height=420, margin={"t": 20, "b": 50})
+        parts.append(f"<h2>{title}</h2><p class='note'>{note}</p>")
+        parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if index == 0 else False))
+    path = folder / "report.html"
+    path.write_text("\n".join([*parts, "</body></html>"]), encoding="utf-8")
+    return path
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    counts = {name: sum(t["state"] == state for t in summary["trials"]) for name, state in (("finished", "COMPLETE"), ("stopped early", "PRUNED"))}
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    state = "complete" if summary["finished"] else "not complete"
+    return (
+        f"{len(summary['trials'])} trials ({', '.join(f'{n} {name}' for name, n in counts.items())}), {state}, {summary['wall_s'] / 60:.1f} min. "
+        f"Metric: {html.escape(summary['metric'])} of the last epoch, one seed per configuration: the winner is a candidate, not a finding. {versions}."
+    )
+
+
+def _table(summary: dict[str, Any], table: list[Row]) -> str:
+    head = f"<tr><th class=n>trial<th>arm<th class=n>{html.escape(summary['metric'])}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
+    lines = []
+    for row in table:
+        value = "" if row.value is None else f"{row.value:.2f}"
+        difference = "" if row.difference is None else f"{row.difference:+.2f}"
+        kind = "base" if row.number == summary["baseline"] else row.state
+        cells = (
+            f"<td class=n>{row.number}<td>{html.escape(row.arm)}<td class=n>{value}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state}"
+        )
+        taps = "<br>".join(f"<code>{html.escape(tap)}</code>" for tap in row.taps)
+        lines.append(f"<tr class='{kind}'>{cells}<td>{html.escape(row.error or row.settings)}<td>{taps}</tr>")
+    return f"<table>{head}{''.join(lines)}</table>"
+
+
+def _curves(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    path = folder / "trials.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the line that a crash cut off
+        found.setdefault(row["trial"], []).append(row)
+    return found
+
+
+def _learning_curves(summary: dict[str, Any], curves: dict[int, list[dict[str, Any]]]) -> tuple[str, str, go.Figure]:
+    figure = go.Figure()
+    states = {trial["number"]: trial for trial in summary["trials"]}
+    for number, lines in sorted(curves.items()):
+        is_base = number == summary["baseline"]
+        trial = states[number]
+        line = {"color": "#1f4e9c", "width": 3} if is_base else {"width": 1.5, "dash": "dot" if trial["state"] == "PRUNED" else "solid"}
+        label = f"{number} {trial['arm'] or trial['params'].get('method.loss', '')}"
+        figure.add_scatter(
+            x=[row["epoch"] for row in lines], y=[row.get(summary["metric"]) for row in lines], name=label, line=line, mode="lines+markers"
+        )
+    figure.update_layout(xaxis_title="epoch", yaxis_title=summary["metric"])
+    return "Learning curves", "The baseline is the thick line; dotted trials were stopped early.", figure
+
+
+def _settings(summary: dict[str, Any]) -> list[tuple[str, str, go.Figure]]:
+    """Parallel coordinates over the sampled settings."""
+    trials = [trial for trial in summary["trials"] if trial["arm"] is None and trial["value"] is not None]
+    keys = list(dict.fromkeys(key for trial in trials for key in trial["params"]))
+    if len(trials) < 2 or not keys:
+        return []
+    dimensions = []
+    for key in keys:
+        values = [trial["params"].get(key, "-") for trial in trials]
+        label = key.removeprefix("method.").removeprefix("optimizer.")
+        if all(isinstance(value, (int, float)) for value in values):
+            dimensions.append({"label": label, "values": values})
+        else:
+            names = sorted({str(value) for value in values})
+            if len(names) <= 12:
+                dimensions.append(
+                    {"label": label, "values": [names.index(str(v)) for v in values], "tickvals": list(range(len(names))), "ticktext": names}
+                )
+    scores = [trial["value"] for trial in trials]
+    dimensions.append({"label": summary["metric"], "values": scores})
+    figure = go.Figure(go.Parcoords(line={"color": scores, "colorscale": "Viridis", "showscale": True}, dimensions=dimensions))
+    return [("Settings", "Every sampled trial with its last value; stopped trials have had fewer epochs.", figure)]
+
+
+def _classes(summary: dict[str, Any], curves: dict[int, list[dict[str, Any]]]) -> list[tuple[str, str, go.Figure]]:
+    figure = go.Figure()
+    prefix = summary["metric"].split("/")[0] + "/iou/"
+    for number in dict.fromkeys((summary["baseline"], summary["best"])):
+        last = curves.get(number, [{}])[-1] if number is not None else {}
+        ious = {key.removeprefix(prefix): value for key, value in last.items() if key.startswith(prefix)}
+        if ious:
+            figure.add_bar(x=list(ious), y=list(ious.values()), name=f"trial {number}" + (" (baseline)" if number == summary["baseline"] else ""))
+    if not figure.data:
+        return []
+    figure.update_layout(yaxis_title="IoU, percent")
+    return [("Classes", "IoU per class at the last epoch.", figure)]
