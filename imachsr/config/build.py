@@ -41,7 +41,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
             model,
             example=example,
             num_classes=num_classes,
-            standard=_called(method.standard),
+            standard=selection_standard(run),
             loss=made if isinstance(method.loss, tuple) else made[0],
             alpha=method.alpha,
             entropy=method.entropy,
@@ -58,6 +58,11 @@ def output_loss(run: Run) -> Callable[..., Any]:
     """The loss of the model's output."""
     loss: Callable[..., Any] = _called(run.output_loss)
     return loss
+
+
+def selection_standard(run: Run) -> Any:
+    """The rule that chooses the layers."""
+    return _called(run.method.standard)
 
 
 def _called(part: Any) -> Any:

@@ -139,7 +139,7 @@ def _epoch(
     started = time.perf_counter()
     lr = 0.0
     for images, labels in batches(samples, run, epoch=epoch, rank=rank, world=world):
-        lr = scheduler.get_last_lr()[0]
+        lr = float(scheduler.get_last_lr()[0])
         before = time.perf_counter()
         losses = train_step(wrapped, images, labels, optimizer=optimizer, scheduler=scheduler, placement=placement, grad_clip=run.optimizer.grad_clip)
         for key, value in _terms(losses).items():

@@ -1,0 +1,359 @@
+"""The command line: layers, train, search, report, export, evaluate, doctor."""
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from imachsr.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Intermediate supervision for segmentation models: train, search and report.",
+)
+people = Console(stderr=True)  # progress and hints
+plain = Console()  # results
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout, for machines.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, such as optimizer.epochs=2 or method.loss=dice.", show_default=False)
+]
+Wandb = Annotated[str, typer.Option("--wandb", help="auto (online with a key and an answering server, else offline), online, offline or disabled.")]
+Project = Annotated[str, typer.Option("--wandb-project", help="Project in W&B.")]
+
+
+def _print_json(value: Any) -> None:
+    from imachsr.tracking.events import finite
+
+    sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or with a number behind it when it is taken: a default must never end in an error."""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+def _tracker(folder: Path, mode: str, project: str) -> Any:
+    from typing import get_args
+
+    from imachsr.config.schema import ConfigError, near
+    from imachsr.tracking.events import Combined
+    from imachsr.tracking.wandb import Mode, WandbTracker
+
+    if mode not in get_args(Mode):
+        raise ConfigError(f"--wandb must be one of {', '.join(get_args(Mode))}, but got {mode!r}; {near(mode, list(get_args(Mode)))}")
+    return Combined([WandbTracker(folder, project=project, mode=mode)])  # type: ignore[arg-type]
+
+
+@app.command()
+def layers(
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of a run; its model, data size and standard are taken.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Architecture of segmentation_models_pytorch [default: unet].", show_default=False)] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder [default: resnet18].", show_default=False)] = None,
+    standard: Annotated[str | None, typer.Option(help="auto, resolution, stage or depth [default: auto].", show_default=False)] = None,
+    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1 [default: 3].", show_default=False)] = None,
+    placement: Annotated[str | None, typer.Option(help="early, uniform or late [default: uniform].", show_default=False)] = None,
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the traced image, pixels.")] = (96, 128),
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 11,
+    as_json: Json = False,
+) -> None:
+    """Show a model's candidate layers, and those that a standard chooses (no data needed)."""
+    import torch
+
+    from imachsr.config.build import build_model, selection_standard
+    from imachsr.config.load import load_run, make_run, parse_overrides, run_to_dict
+    from imachsr.core.layers import trace
+    from imachsr.core.selection import select
+
+    given = {
+        "model.architecture": architecture,
+        "model.encoder": encoder,
+        "method.standard": standard,
+        "method.standard.max_taps": max_taps,
+        "method.standard.placement": placement,
+    }
+    base = run_to_dict(load_run(config)) if config else {}
+    run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
+    traced = trace(build_model(run, classes), torch.randn(2, 3, *size))
+    taps = select(selection_standard(run), traced)
+    if as_json:
+        found = [{**dataclasses.asdict(tap.layer), "reason": tap.reason} for tap in taps]
+        candidates = [dataclasses.asdict(layer) for layer in traced.layers]
+        return _print_json({"taps": [tap.layer.address for tap in taps], "chosen": found, "candidates": candidates, "input_size": list(size)})
+    reasons = {tap.layer.address: tap.reason for tap in taps}
+    table = Table("", "layer", "class", "C", "h x w", "stride", "parameters", "reason")
+    for layer in traced.layers:
+        reason = reasons.get(layer.address)
+        cells = ["*" if reason else "", layer.address, layer.cls, str(layer.channels), f"{layer.height} x {layer.width}", f"{layer.stride:g}"]
+        table.add_row(*cells, f"{layer.params:,}", reason or "", style="bold green" if reason else None)
+    plain.print(table)
+    plain.print(f"{len(taps)} of {len(traced.layers)} candidates chosen: {', '.join(reasons)}", highlight=False)
+    return None
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run, such as launch/scenes.yaml.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for checkpoint, metrics and settings [default: runs/NAME].", show_default=False)
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.root.")] = None,
+    workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --output.")] = False,
+    wandb: Wandb = "auto",
+    wandb_project: Project = "imachsr",
+    as_json: Json = False,
+) -> None:
+    """Train one run; val is scored after every epoch."""
+    from imachsr.config.load import load_run, run_to_dict
+    from imachsr.tracking.events import TrialStart
+    from imachsr.train.loop import train as train_here
+
+    run = load_run(config, [*(overrides or []), *([f"data.root={data}"] if data else [])])
+    folder = output or _free(Path("runs") / run.name)
+    tracker = _tracker(folder, wandb, wandb_project)
+    people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}", highlight=False)
+    key = f"train-{abs(hash(str(folder.absolute()))) % 16**8:08x}" if resume else f"train-{os.urandom(4).hex()}"
+    is_started = False
+
+    def report(row: dict[str, float]) -> None:
+        nonlocal is_started
+        if not is_started:
+            is_started = True
+            tracker.start(TrialStart(id=key, name=run.name, group=run.name, job_type="train", config=run_to_dict(run)))
+        tracker.log(key, row)
+        numbers = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  train/loss {row['train/loss']:.3f}"
+        people.print(f"epoch {row['epoch']:g}/{run.optimizer.epochs}  {numbers}  {row['time/epoch_s']:.1f} s", highlight=False)
+
+    state = "failed"
+    try:
+        if workers:
+            from imachsr.train.ray_train import train_distributed
+
+            train_distributed(run, workers=workers, output=folder, report=report, resume=resume)
+        else:
+            train_here(run, output=folder, report=report, resume=resume)
+        state = "finished"
+    finally:
+        if is_started:
+            tracker.end(key, state, {})
+        lines = tracker.close()
+    summary = json.loads((folder / "summary.json").read_text())
+    if as_json:
+        return _print_json({**summary, "output": str(folder)})
+    plain.print(f"val/miou {summary['metrics']['val/miou']:.2f} %, {len(summary['taps'])} taps, in {folder}", highlight=False)
+    for line in [*lines, f"imachsr evaluate {folder}"]:
+        people.print(line, highlight=False, soft_wrap=True)
+    return None
+
+
+@app.command()
+def search(
+    config: Annotated[Path, typer.Argument(help="YAML file of a search, such as search_spaces/quickstart.yaml.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for all results [default: runs/NAME].", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets run.data.root.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, with the baseline [default: of the file].", show_default=False)] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time [default: of the file].", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output, also with more --trials.")] = False,
+    wandb: Wandb = "auto",
+    wandb_project: Project = "imachsr",
+    as_json: Json = False,
+) -> None:
+    """Search over intermediate supervision with Ray Tune, Optuna and ASHA."""
+    from imachsr.report.html import write_report
+    from imachsr.report.table import rows
+    from imachsr.search.space import load_search
+    from imachsr.search.tuner import run_search
+
+    given = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", data)]
+    found = load_search(config, [*(overrides or []), *(f"{key}={value}" for key, value in given if value is not None)])
+    folder = output or _free(Path("runs") / found.name)
+    tracker = _tracker(folder, wandb, wandb_project)
+    epochs = found.base().optimizer.epochs
+    people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time", highlight=False)
+    people.print(f"results in {folder}; starting Ray ...", highlight=False)
+    progress = _Progress(found.metric.name, epochs, is_live=people.is_terminal and not as_json)
+    with progress:
+        summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, resume=resume)
+    page = write_report(folder)
+    if as_json:
+        _print_json({**summary, "output": str(folder), "report": str(page)})
+    else:
+        plain.print(_table(summary, rows(summary)))
+        plain.print(f"report: {page}", highlight=False, soft_wrap=True)
+        go_on = [f"imachsr report {folder}", f"imachsr export {folder} --out best.yaml", "imachsr train best.yaml --output runs/best"]
+        if not summary["finished"]:
+            go_on = [f"imachsr search {config} --output {folder} --resume"]
+        people.print("to look at the runs, and to go on:")
+        for line in [*lines, *go_on]:
+            people.print(f"  {line}", highlight=False, soft_wrap=True)
+    if not summary["finished"]:
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """What people see of a search: a live table on a terminal, else a line for every change."""
+
+    def __init__(self, metric: str, epochs: int, *, is_live: bool) -> None:
+        self._metric, self._epochs = metric, epochs
+        self._seen: dict[int, tuple[str, int]] = {}
+        self._live = Live(console=people, refresh_per_second=4, transient=True) if is_live else None
+
+    def __enter__(self) -> "_Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, trials: list[dict[str, Any]]) -> None:
+        from imachsr.report.table import STATES, rows
+
+        if self._live:
+            summary = {"trials": trials, "mode": "max", "baseline": 0, "max_epochs": self._epochs, "metric": self._metric}
+            self._live.update(_table(summary, rows(summary)))
+            return
+        for trial in trials:
+            now = (trial["state"], trial["epochs"])
+            if self._seen.get(trial["number"]) != now:
+                self._seen[trial["number"]] = now
+                value = "" if trial["value"] is None else f"  {self._metric} {trial['value']:.2f}"
+                error = f"  {trial['error']}" if trial["error"] else ""
+                name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
+                people.print(
+                    f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", highlight=False, soft_wrap=True
+                )
+
+
+def _table(summary: dict[str, Any], table: list[Any]) -> Table:
+    shown = Table(title=f"{summary['metric']} of the last epoch, percent")
+    for name in ("trial", "mIoU" if summary["metric"].endswith("miou") else summary["metric"], "difference", "epochs"):
+        shown.add_column(name, justify="right")
+    for name in ("state", "configuration"):
+        shown.add_column(name, overflow="fold")
+    for row in table:
+        value = "" if row.value is None else f"{row.value:.2f}"
+        difference = "" if row.difference is None else f"{row.difference:+.2f}"
+        what = f"{row.arm}: {row.settings}" if row.arm else row.settings
+        style = "bold" if row.number == summary["baseline"] else "dim" if row.state in ("stopped", "failed") else None
+        shown.add_row(str(row.number), value, difference, row.epochs, row.state, row.error or what, style=style)
+    return shown
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Result folder of a search.")], as_json: Json = False) -> None:
+    """Show a search's table and write its HTML report; reads files only."""
+    from imachsr.report.html import write_report
+    from imachsr.report.table import load_summary, rows
+
+    summary = load_summary(folder)
+    page = write_report(folder)
+    if as_json:
+        return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "report": str(page)})
+    plain.print(_table(summary, rows(summary)))
+    plain.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return None
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Result folder of a search.")],
+    out: Annotated[Path, typer.Option(help="YAML file to write; must not exist.")] = Path("best.yaml"),
+    trial: Annotated[int | None, typer.Option(help="Number of the trial [default: the best finished one].", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trial's settings as a run of its own."""
+    from imachsr.report.export import export as write
+
+    number = write(folder, out, trial=trial)
+    if as_json:
+        return _print_json({"trial": number, "out": str(out)})
+    plain.print(f"trial {number} in {out}", highlight=False)
+    people.print(f"imachsr train {out}", highlight=False)
+    return None
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoint.pt.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    as_json: Json = False,
+) -> None:
+    """Score a trained model; overrides such as data.domain=shifted change the data."""
+    from imachsr.train.evaluate import evaluate as score
+
+    row = score(folder, split=split, overrides=overrides or [])  # type: ignore[arg-type]
+    if as_json:
+        return _print_json(row)
+    table = Table("metric", "value")
+    for key, value in row.items():
+        table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:.2f} %")
+    plain.print(table)
+    return None
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, devices, memory, W&B. Exit code 1 when something that is needed is missing."""
+    from imachsr.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        _print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        table = Table("", "check", "finding")
+        for check in checks:
+            mark = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fail": "[red]fail[/]"}[check.state]
+            table.add_row(mark, check.name, check.finding)
+        plain.print(table)
+    if any(check.state == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        plain.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message) or 130 (interrupted)."""
+    # `import: mypackage.module:name` finds what lies beside the user.
+    sys.path.insert(0, os.getcwd())
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module="imachsr")
+    warnings.showwarning = lambda message, *_args, **_options: people.print(f"note: {message}", highlight=False, soft_wrap=True)
+    try:
+        app()
+    except ValueError as error:
+        people.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True, style="red")
+        raise SystemExit(2) from None
+    except (FloatingPointError, OSError, RuntimeError) as error:
+        if os.environ.get("IMACHSR_TRACEBACK"):
+            raise
+        people.print(f"failed: {error}", highlight=False, markup=False, soft_wrap=True, style="red")
+        people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        people.print("interrupted; --resume goes on")
+        raise SystemExit(130) from None
