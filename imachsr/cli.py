@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
+from imachsr.console import Progress, people, plain, search_table
 from imachsr.version import __version__
 
 app = typer.Typer(
@@ -21,9 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Intermediate supervision for segmentation models: train, search and report.",
 )
-people = Console(stderr=True)  # progress and hints
-plain = Console()  # results
-
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout, for machines.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, such as optimizer.epochs=2 or method.loss=dice.", show_default=False)
@@ -56,6 +52,15 @@ def _tracker(folder: Path, mode: str, project: str) -> Any:
     if mode not in get_args(Mode):
         raise ConfigError(f"--wandb must be one of {', '.join(get_args(Mode))}, but got {mode!r}; {near(mode, list(get_args(Mode)))}")
     return Combined([WandbTracker(folder, project=project, mode=mode)])  # type: ignore[arg-type]
+
+
+def _run_id(folder: Path) -> str:
+    """The training's id in W&B, kept in its folder so that a resumed training goes on in the same run."""
+    path = folder / "wandb-id"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"train-{os.urandom(4).hex()}")
+    return path.read_text()
 
 
 @app.command()
@@ -128,7 +133,7 @@ def train(
     folder = output or _free(Path("runs") / run.name)
     tracker = _tracker(folder, wandb, wandb_project)
     people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}", highlight=False)
-    key = f"train-{abs(hash(str(folder.absolute()))) % 16**8:08x}" if resume else f"train-{os.urandom(4).hex()}"
+    key = _run_id(folder)
     is_started = False
 
     def report(row: dict[str, float]) -> None:
@@ -177,7 +182,6 @@ def search(
 ) -> None:
     """Search over intermediate supervision with Ray Tune, Optuna and ASHA."""
     from imachsr.report.html import write_report
-    from imachsr.report.table import rows
     from imachsr.search.space import load_search
     from imachsr.search.tuner import run_search
 
@@ -188,14 +192,14 @@ def search(
     epochs = found.base().optimizer.epochs
     people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time", highlight=False)
     people.print(f"results in {folder}; starting Ray ...", highlight=False)
-    progress = _Progress(found.metric.name, epochs, is_live=people.is_terminal and not as_json)
+    progress = Progress(found.metric.name, found.metric.mode, epochs, is_live=people.is_terminal and not as_json)
     with progress:
         summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, resume=resume)
     page = write_report(folder)
     if as_json:
         _print_json({**summary, "output": str(folder), "report": str(page)})
     else:
-        plain.print(_table(summary, rows(summary)))
+        plain.print(search_table(summary))
         plain.print(f"report: {page}", highlight=False, soft_wrap=True)
         go_on = [f"imachsr report {folder}", f"imachsr export {folder} --out best.yaml", "imachsr train best.yaml --output runs/best"]
         if not summary["finished"]:
@@ -205,57 +209,6 @@ def search(
             people.print(f"  {line}", highlight=False, soft_wrap=True)
     if not summary["finished"]:
         raise typer.Exit(1)
-
-
-class _Progress:
-    """What people see of a search: a live table on a terminal, else a line for every change."""
-
-    def __init__(self, metric: str, epochs: int, *, is_live: bool) -> None:
-        self._metric, self._epochs = metric, epochs
-        self._seen: dict[int, tuple[str, int]] = {}
-        self._live = Live(console=people, refresh_per_second=4, transient=True) if is_live else None
-
-    def __enter__(self) -> "_Progress":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, trials: list[dict[str, Any]]) -> None:
-        from imachsr.report.table import STATES, rows
-
-        if self._live:
-            summary = {"trials": trials, "mode": "max", "baseline": 0, "max_epochs": self._epochs, "metric": self._metric}
-            self._live.update(_table(summary, rows(summary)))
-            return
-        for trial in trials:
-            now = (trial["state"], trial["epochs"])
-            if self._seen.get(trial["number"]) != now:
-                self._seen[trial["number"]] = now
-                value = "" if trial["value"] is None else f"  {self._metric} {trial['value']:.2f}"
-                error = f"  {trial['error']}" if trial["error"] else ""
-                name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
-                people.print(
-                    f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", highlight=False, soft_wrap=True
-                )
-
-
-def _table(summary: dict[str, Any], table: list[Any]) -> Table:
-    shown = Table(title=f"{summary['metric']} of the last epoch, percent")
-    for name in ("trial", "mIoU" if summary["metric"].endswith("miou") else summary["metric"], "difference", "epochs"):
-        shown.add_column(name, justify="right")
-    for name in ("state", "configuration"):
-        shown.add_column(name, overflow="fold")
-    for row in table:
-        value = "" if row.value is None else f"{row.value:.2f}"
-        difference = "" if row.difference is None else f"{row.difference:+.2f}"
-        what = f"{row.arm}: {row.settings}" if row.arm else row.settings
-        style = "bold" if row.number == summary["baseline"] else "dim" if row.state in ("stopped", "failed") else None
-        shown.add_row(str(row.number), value, difference, row.epochs, row.state, row.error or what, style=style)
-    return shown
 
 
 @app.command()
@@ -268,7 +221,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Result folder of a searc
     page = write_report(folder)
     if as_json:
         return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "report": str(page)})
-    plain.print(_table(summary, rows(summary)))
+    plain.print(search_table(summary))
     plain.print(f"report: {page}", highlight=False, soft_wrap=True)
     return None
 

@@ -25,7 +25,8 @@ def write_report(folder: Path) -> Path:
     curves = _curves(folder)
     figures = [_learning_curves(summary, curves), *_settings(summary), *_classes(summary, curves)]
     parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(summary['name'])}</title><style>{STYLE}</style></head><body>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{html.escape(summary['name'])}</title><style>{STYLE}</style></head><body>",
         f"<h1>Search {html.escape(summary['name'])}</h1>",
         f"<p class='note'>{_facts(summary)}</p>",
         _table(summary, rows(summary)),
@@ -40,7 +41,8 @@ def write_report(folder: Path) -> Path:
 
 
 def _facts(summary: dict[str, Any]) -> str:
-    counts = {name: sum(t["state"] == state for t in summary["trials"]) for name, state in (("finished", "COMPLETE"), ("stopped early", "PRUNED"))}
+    states = [trial["state"] for trial in summary["trials"]]
+    counts = {"finished": states.count("COMPLETE"), "stopped early": states.count("PRUNED"), "failed": states.count("FAIL")}
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     state = "complete" if summary["finished"] else "not complete"
     return (
@@ -50,7 +52,8 @@ def _facts(summary: dict[str, Any]) -> str:
 
 
 def _table(summary: dict[str, Any], table: list[Row]) -> str:
-    head = f"<tr><th class=n>trial<th>arm<th class=n>{html.escape(summary['metric'])}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
+    metric = html.escape(summary["metric"])
+    head = f"<tr><th class=n>trial<th>arm<th class=n>{metric}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
     lines = []
     for row in table:
         value = "" if row.value is None else f"{row.value:.2f}"

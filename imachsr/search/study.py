@@ -2,6 +2,7 @@
 
 import json
 import uuid
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,5 +122,7 @@ def _sampler(search: Search, offset: int) -> BaseSampler:
     seed = search.sampler.seed + 1_000_003 * offset
     if search.sampler.kind == "random":
         return RandomSampler(seed=seed)
-    # group: conditional settings are modelled jointly within their branch; without it they would be drawn independently.
-    return TPESampler(multivariate=True, group=True, n_startup_trials=search.sampler.startup_trials + len(search.fixed()), seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # both options have been experimental since 2021
+        # group: conditional settings are modelled jointly within their branch; without it they would be drawn independently.
+        return TPESampler(multivariate=True, group=True, n_startup_trials=search.sampler.startup_trials + len(search.fixed()), seed=seed)

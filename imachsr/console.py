@@ -1,0 +1,63 @@
+"""What people see in a terminal: progress on stderr, results on stdout."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from imachsr.report.table import STATES, rows
+
+people = Console(stderr=True)  # progress and hints
+plain = Console()  # results
+
+
+class Progress:
+    """What people see of a search: a live table on a terminal, else a line for every change."""
+
+    def __init__(self, metric: str, mode: str, epochs: int, *, is_live: bool) -> None:
+        self._metric, self._mode, self._epochs = metric, mode, epochs
+        self._seen: dict[int, tuple[str, int]] = {}
+        self._live = Live(console=people, refresh_per_second=4, transient=True) if is_live else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, trials: list[dict[str, Any]]) -> None:
+        """Show all trials, as in summary.json."""
+        if self._live:
+            summary = {"trials": trials, "mode": self._mode, "baseline": 0, "max_epochs": self._epochs, "metric": self._metric}
+            self._live.update(search_table(summary))
+            return
+        for trial in trials:
+            now = (trial["state"], trial["epochs"])
+            if self._seen.get(trial["number"]) != now:
+                self._seen[trial["number"]] = now
+                value = "" if trial["value"] is None else f"  {self._metric} {trial['value']:.2f}"
+                error = f"  {trial['error']}" if trial["error"] else ""
+                name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
+                people.print(
+                    f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", highlight=False, soft_wrap=True
+                )
+
+
+def search_table(summary: dict[str, Any]) -> Table:
+    """A search's table; ``summary`` as in summary.json."""
+    shown = Table(title=f"{summary['metric']} of the last epoch, percent")
+    for name in ("trial", "mIoU" if summary["metric"].endswith("miou") else summary["metric"], "difference", "epochs"):
+        shown.add_column(name, justify="right")
+    for name in ("state", "configuration"):
+        shown.add_column(name, overflow="fold")
+    for row in rows(summary):
+        value = "" if row.value is None else f"{row.value:.2f}"
+        difference = "" if row.difference is None else f"{row.difference:+.2f}"
+        what = f"{row.arm}: {row.settings}" if row.arm else row.settings
+        style = "bold" if row.number == summary["baseline"] else "dim" if row.state in ("stopped", "failed") else None
+        shown.add_row(str(row.number), value, difference, row.epochs, row.state, row.error or what, style=style)
+    return shown

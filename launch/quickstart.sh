@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A real search on procedural street scenes, on this machine, in about four minutes after the installation.
+# Usage: ./launch/quickstart.sh [OPTIONS AND SETTINGS OF imachsr search]
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+say "searching: 10 trials, 2 at a time, on procedural street scenes"
+imachsr search search_spaces/quickstart.yaml "$@"
+say "imachsr is in .venv: source .venv/bin/activate"

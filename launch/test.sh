@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Linters, type checker and tests.
+# Usage: ./launch/test.sh [OPTIONS OF pytest], such as --slow or tests/core
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+say "ruff"
+ruff check .
+ruff format --check .
+say "mypy"
+mypy
+say "import rules"
+lint-imports --no-cache
+say "pytest"
+exec python -m pytest "$@"
