@@ -42,6 +42,11 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
+def _quoted(path: Path) -> str:
+    """The path as a YAML text, absolute: workers and later commands may run in another folder."""
+    return json.dumps(str(path.expanduser().absolute()))
+
+
 def _tracker(folder: Path, mode: str, project: str) -> Any:
     from typing import get_args
 
@@ -129,7 +134,7 @@ def train(
     from imachsr.tracking.events import TrialStart
     from imachsr.train.loop import train as train_here
 
-    run = load_run(config, [*(overrides or []), *([f"data.root={data}"] if data else [])])
+    run = load_run(config, [*(overrides or []), *([f"data.root={_quoted(data)}"] if data else [])])
     folder = output or _free(Path("runs") / run.name)
     tracker = _tracker(folder, wandb, wandb_project)
     people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}", highlight=False)
@@ -185,7 +190,7 @@ def search(
     from imachsr.search.space import load_search
     from imachsr.search.tuner import run_search
 
-    given = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", data)]
+    given = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", _quoted(data) if data else None)]
     found = load_search(config, [*(overrides or []), *(f"{key}={value}" for key, value in given if value is not None)])
     folder = output or _free(Path("runs") / found.name)
     tracker = _tracker(folder, wandb, wandb_project)
@@ -299,6 +304,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
+        if os.environ.get("IMACHSR_TRACEBACK"):
+            raise
         people.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True, style="red")
         raise SystemExit(2) from None
     except (FloatingPointError, OSError, RuntimeError) as error:

@@ -25,8 +25,8 @@ prepare() {
         "$python" -m venv .venv || fail "a virtual environment must be possible, but $python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
         say "installing from requirements.lock (1 to 5 minutes; torch is large)"
         # The lock is complete, so nothing has to be resolved.
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock || fail "the packages of requirements.lock must install, but pip failed (its message is above)"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . || fail "this project must install, but pip failed (its message is above)"
         echo "$stamp" >.venv/installed
         say "installed in $((SECONDS - started)) s"
     fi

@@ -117,6 +117,8 @@ class IMacHSR(nn.Module):
         """
         if labels is None:
             return self.backbone(images)
+        if len(labels) != len(images):
+            raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
         at_taps = TapLabels(labels, self.num_classes, self.ignore_index)
         features: dict[str, Tensor] = {}
         if self._recorder is None:

@@ -47,7 +47,8 @@ def _facts(summary: dict[str, Any]) -> str:
     state = "complete" if summary["finished"] else "not complete"
     return (
         f"{len(summary['trials'])} trials ({', '.join(f'{n} {name}' for name, n in counts.items())}), {state}, {summary['wall_s'] / 60:.1f} min. "
-        f"Metric: {html.escape(summary['metric'])} of the last epoch, one seed per configuration: the winner is a candidate, not a finding. {versions}."
+        f"Metric: {html.escape(summary['metric'])} of the last epoch, one seed per configuration: "
+        f"the winner is a candidate, not a finding. {versions}."
     )
 
 

@@ -146,10 +146,20 @@ def _epoch(
             sums[key] = sums.get(key, 0.0) + value
         times.append(time.perf_counter() - before)
     seconds = time.perf_counter() - started
-    means = {key: value / len(times) for key, value in sums.items()}
+    means = _mean_over_ranks({key: value / len(times) for key, value in sums.items()})
     count = len(times) * batch_size(run, len(samples), world)
     clock = {"time/step_ms": 1e3 * statistics.median(times), "time/epoch_s": seconds, "images_per_s": count / seconds}
     return {**means, "train/lr": lr, **clock}
+
+
+def _mean_over_ranks(row: Row) -> Row:
+    """The mean of every rank's row, so that all of them report the same; a key that a rank lacks counts where it is there."""
+    if not dist.is_initialized():
+        return row
+    rows: list[Row] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(rows, row)
+    keys = dict.fromkeys(key for each in rows for key in each)
+    return {key: math.fsum(each[key] for each in rows if key in each) / sum(key in each for each in rows) for key in keys}
 
 
 def _terms(losses: Losses) -> Row:
