@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from imachsr.console import Progress, people, plain, search_table
 from imachsr.version import __version__
@@ -20,9 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Intermediate supervision for segmentation models: train, search and report.",
 )
+INTERRUPTED = 130
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout, for machines.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, such as optimizer.epochs=2 or method.loss=dice.", show_default=False)
+]
+SearchOverrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, such as budget.trials=6 or run.optimizer.epochs=2.", show_default=False)
+]
+DataOverrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings over those of the training as key=value, such as data.domain=shifted.", show_default=False)
 ]
 Wandb = Annotated[str, typer.Option("--wandb", help="auto (online with a key and an answering server, else offline), online, offline or disabled.")]
 Project = Annotated[str, typer.Option("--wandb-project", help="Project in W&B.")]
@@ -40,6 +49,52 @@ def _free(folder: Path) -> Path:
     while candidate.exists():
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return candidate
+
+
+def _result_folder(output: Path | None, name: str, *, resume: bool, foreign: str) -> Path:
+    """Where results go; refused when ``foreign`` shows that it holds a result of another kind, which would be overwritten."""
+    from imachsr.config.schema import ConfigError
+
+    folder = output or (Path("runs") / name if resume else _free(Path("runs") / name))
+    if resume and not folder.is_dir():
+        raise ConfigError(f"--resume must go with a folder to continue in, but {folder} is none; name it with --output")
+    if (folder / foreign).exists():
+        raise ConfigError(f"{folder} must be a new folder, but holds another kind of result ({foreign}); give another --output")
+    part = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not part.is_dir():
+        raise ConfigError(f"--output must be a folder, but {part} is a file")
+    return folder
+
+
+def _again(command: str, config: Path, overrides: list[str], folder: Path) -> str:
+    """The command that continues what was broken off; settings must be those that it began with."""
+    return shlex.join(["imachsr", command, str(config), *overrides, "--output", str(folder), "--resume"])
+
+
+def _check_kind(config: Path, command: str) -> None:
+    """A file of the other kind would be answered by one complaint a key."""
+    from imachsr.config.load import load_yaml
+    from imachsr.config.schema import ConfigError, Run
+    from imachsr.search.space import Search
+
+    kinds = {"train": ("one run", set(Run.model_fields)), "search": ("a search", {"base", *Search.model_fields})}
+    right = "search" if command == "train" else "train"
+    (what, own), (found, other) = kinds[command], kinds[right]
+    keys = set(load_yaml(config))
+    strange = sorted(keys & other - own)
+    if strange and not keys & own - other:
+        raise ConfigError(f"{config} must hold {what}, but holds {found} ({', '.join(strange)}); use: imachsr {right} {config}")
+
+
+def _check_prefix(overrides: list[str]) -> None:
+    """The likeliest slip: a setting of a run where one of the search is meant."""
+    from imachsr.config.schema import ConfigError, Run
+    from imachsr.search.space import Search
+
+    for text in overrides:
+        first = text.partition("=")[0].partition(".")[0].strip()
+        if first in Run.model_fields and first not in Search.model_fields:
+            raise ConfigError(f"a setting of the base run must begin with run., as in run.{text}, but got {text!r}")
 
 
 def _quoted(path: Path) -> str:
@@ -71,14 +126,19 @@ def _run_id(folder: Path) -> str:
 @app.command()
 def layers(
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of a run; its model, data size and standard are taken.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="Architecture of segmentation_models_pytorch [default: unet].", show_default=False)] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder [default: resnet18].", show_default=False)] = None,
-    standard: Annotated[str | None, typer.Option(help="auto, resolution, stage or depth [default: auto].", show_default=False)] = None,
-    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1 [default: 3].", show_default=False)] = None,
-    placement: Annotated[str | None, typer.Option(help="early, uniform or late [default: uniform].", show_default=False)] = None,
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the traced image, pixels.")] = (96, 128),
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 11,
+    config: Annotated[Path | None, typer.Option(help="YAML file of a run; its model and standard are taken.", show_default=False)] = None,
+    architecture: Annotated[str | None, typer.Option(help="Architecture of segmentation_models_pytorch.", show_default="unet")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of segmentation_models_pytorch, or tu-NAME for one of timm.", show_default="resnet18")
+    ] = None,
+    standard: Annotated[str | None, typer.Option(help="Rule that chooses: auto, resolution, stage or depth.", show_default="auto")] = None,
+    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="3")] = None,
+    placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width of the traced image, pixels, each >= 32.", show_default="that of the data"),
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes, >= 2.", min=2, show_default="that of the data")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a model's candidate layers, and those that a standard chooses (no data needed)."""
@@ -88,6 +148,7 @@ def layers(
     from imachsr.config.load import load_run, make_run, parse_overrides, run_to_dict
     from imachsr.core.layers import trace
     from imachsr.core.selection import select
+    from imachsr.data.samples import check_size
 
     given = {
         "model.architecture": architecture,
@@ -98,20 +159,24 @@ def layers(
     }
     base = run_to_dict(load_run(config)) if config else {}
     run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
-    traced = trace(build_model(run, classes), torch.randn(2, 3, *size))
+    # The user's own data set is not asked: it may read the data.
+    pixels: Any = size or getattr(run.data, "size", (96, 128))
+    check_size(pixels)
+    classes = classes or (11 if run.data.kind == "import" else run.data.num_classes)
+    traced = trace(build_model(run, classes), torch.randn(2, 3, *pixels))
     taps = select(selection_standard(run), traced)
     if as_json:
         found = [{**dataclasses.asdict(tap.layer), "reason": tap.reason} for tap in taps]
         candidates = [dataclasses.asdict(layer) for layer in traced.layers]
-        return _print_json({"taps": [tap.layer.address for tap in taps], "chosen": found, "candidates": candidates, "input_size": list(size)})
+        return _print_json({"taps": [tap.layer.address for tap in taps], "chosen": found, "candidates": candidates, "input_size": list(pixels)})
     reasons = {tap.layer.address: tap.reason for tap in taps}
-    table = Table("", "layer", "class", "C", "h x w", "stride", "parameters", "reason")
+    table = Table("", Column("layer", overflow="fold"), "class", "C", "h x w", "stride", "parameters", "reason")
     for layer in traced.layers:
         reason = reasons.get(layer.address)
-        cells = ["*" if reason else "", layer.address, layer.cls, str(layer.channels), f"{layer.height} x {layer.width}", f"{layer.stride:g}"]
+        cells = ["*" if reason else "", layer.address, layer.cls, str(layer.channels), f"{layer.height} x {layer.width}", f"{layer.stride:.3g}"]
         table.add_row(*cells, f"{layer.params:,}", reason or "", style="bold green" if reason else None)
     plain.print(table)
-    plain.print(f"{len(taps)} of {len(traced.layers)} candidates chosen: {', '.join(reasons)}", highlight=False)
+    plain.print(f"{len(taps)} of {len(traced.layers)} candidates chosen: {', '.join(reasons)}")
     return None
 
 
@@ -119,10 +184,8 @@ def layers(
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run, such as launch/scenes.yaml.")],
     overrides: Overrides = None,
-    output: Annotated[
-        Path | None, typer.Option(help="New folder for checkpoint, metrics and settings [default: runs/NAME].", show_default=False)
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.root.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for checkpoint, metrics and settings.", show_default="runs/NAME")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.root.", show_default=False)] = None,
     workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --output.")] = False,
     wandb: Wandb = "auto",
@@ -134,21 +197,22 @@ def train(
     from imachsr.tracking.events import TrialStart
     from imachsr.train.loop import train as train_here
 
-    run = load_run(config, [*(overrides or []), *([f"data.root={_quoted(data)}"] if data else [])])
-    folder = output or _free(Path("runs") / run.name)
+    _check_kind(config, "train")
+    given = [*(overrides or []), *([f"data.root={_quoted(data)}"] if data else [])]
+    run = load_run(config, given)
+    folder = _result_folder(output, run.name, resume=resume, foreign="study.sqlite3")
     tracker = _tracker(folder, wandb, wandb_project)
-    people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}", highlight=False)
-    key = _run_id(folder)
-    is_started = False
+    people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}")
+    key = ""
 
     def report(row: dict[str, float]) -> None:
-        nonlocal is_started
-        if not is_started:
-            is_started = True
+        nonlocal key
+        if not key:
+            key = _run_id(folder)
             tracker.start(TrialStart(id=key, name=run.name, group=run.name, job_type="train", config=run_to_dict(run)))
         tracker.log(key, row)
         numbers = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  train/loss {row['train/loss']:.3f}"
-        people.print(f"epoch {row['epoch']:g}/{run.optimizer.epochs}  {numbers}  {row['time/epoch_s']:.1f} s", highlight=False)
+        people.print(f"epoch {row['epoch']:g}/{run.optimizer.epochs}  {numbers}  {row['time/epoch_s']:.1f} s")
 
     state = "failed"
     try:
@@ -159,27 +223,31 @@ def train(
         else:
             train_here(run, output=folder, report=report, resume=resume)
         state = "finished"
+    except KeyboardInterrupt:
+        if folder.is_dir():
+            people.print(f"to go on: {_again('train', config, given, folder)}", soft_wrap=True)
+        raise
     finally:
-        if is_started:
+        if key:
             tracker.end(key, state, {})
         lines = tracker.close()
     summary = json.loads((folder / "summary.json").read_text())
     if as_json:
         return _print_json({**summary, "output": str(folder)})
-    plain.print(f"val/miou {summary['metrics']['val/miou']:.2f} %, {len(summary['taps'])} taps, in {folder}", highlight=False)
-    for line in [*lines, f"imachsr evaluate {folder}"]:
-        people.print(line, highlight=False, soft_wrap=True)
+    plain.print(f"val/miou {summary['metrics']['val/miou']:.2f} %, {len(summary['taps'])} taps, in {folder}")
+    for line in [*lines, f"imachsr evaluate {shlex.quote(str(folder))}"]:
+        people.print(line, soft_wrap=True)
     return None
 
 
 @app.command()
 def search(
     config: Annotated[Path, typer.Argument(help="YAML file of a search, such as search_spaces/quickstart.yaml.")],
-    overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="New folder for all results [default: runs/NAME].", show_default=False)] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets run.data.root.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all, with the baseline [default: of the file].", show_default=False)] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Trials at a time [default: of the file].", show_default=False)] = None,
+    overrides: SearchOverrides = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for all results.", show_default="runs/NAME")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets run.data.root.", show_default=False)] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, with the baseline; sets budget.trials.", show_default="that of the file")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time; sets budget.concurrency.", show_default="that of the file")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output, also with more --trials.")] = False,
     wandb: Wandb = "auto",
     wandb_project: Project = "imachsr",
@@ -190,13 +258,16 @@ def search(
     from imachsr.search.space import load_search
     from imachsr.search.tuner import run_search
 
-    given = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", _quoted(data) if data else None)]
-    found = load_search(config, [*(overrides or []), *(f"{key}={value}" for key, value in given if value is not None)])
-    folder = output or _free(Path("runs") / found.name)
+    _check_kind(config, "search")
+    _check_prefix(overrides or [])
+    options = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", _quoted(data) if data else None)]
+    given = [*(overrides or []), *(f"{key}={value}" for key, value in options if value is not None)]
+    found = load_search(config, given)
+    folder = _result_folder(output, found.name, resume=resume, foreign="checkpoint.pt")
     tracker = _tracker(folder, wandb, wandb_project)
     epochs = found.base().optimizer.epochs
-    people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time", highlight=False)
-    people.print(f"results in {folder}; starting Ray ...", highlight=False)
+    people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time")
+    people.print(f"results in {folder}; starting Ray ...")
     progress = Progress(found.metric.name, found.metric.mode, epochs, is_live=people.is_terminal and not as_json)
     with progress:
         summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, resume=resume)
@@ -205,15 +276,16 @@ def search(
         _print_json({**summary, "output": str(folder), "report": str(page)})
     else:
         plain.print(search_table(summary))
-        plain.print(f"report: {page}", highlight=False, soft_wrap=True)
-        go_on = [f"imachsr report {folder}", f"imachsr export {folder} --out best.yaml", "imachsr train best.yaml --output runs/best"]
+        plain.print(f"report: {page}", soft_wrap=True)
+        quoted = shlex.quote(str(folder))
+        go_on = [f"imachsr report {quoted}", f"imachsr export {quoted} --out best.yaml", "imachsr train best.yaml --output runs/best"]
         if not summary["finished"]:
-            go_on = [f"imachsr search {config} --output {folder} --resume"]
+            go_on = [_again("search", config, given, folder)]
         people.print("to look at the runs, and to go on:")
         for line in [*lines, *go_on]:
-            people.print(f"  {line}", highlight=False, soft_wrap=True)
-    if not summary["finished"]:
-        raise typer.Exit(1)
+            people.print(f"  {line}", soft_wrap=True)
+    if not summary["finished"]:  # Tune answers the interrupt by ending in order
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -227,7 +299,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Result folder of a searc
     if as_json:
         return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "report": str(page)})
     plain.print(search_table(summary))
-    plain.print(f"report: {page}", highlight=False, soft_wrap=True)
+    plain.print(f"report: {page}", soft_wrap=True)
     return None
 
 
@@ -235,7 +307,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Result folder of a searc
 def export(
     folder: Annotated[Path, typer.Argument(help="Result folder of a search.")],
     out: Annotated[Path, typer.Option(help="YAML file to write; must not exist.")] = Path("best.yaml"),
-    trial: Annotated[int | None, typer.Option(help="Number of the trial [default: the best finished one].", show_default=False)] = None,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best finished one")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a trial's settings as a run of its own."""
@@ -244,21 +316,24 @@ def export(
     number = write(folder, out, trial=trial)
     if as_json:
         return _print_json({"trial": number, "out": str(out)})
-    plain.print(f"trial {number} in {out}", highlight=False)
-    people.print(f"imachsr train {out}", highlight=False)
+    plain.print(f"trial {number} in {out}", soft_wrap=True)
+    people.print(f"imachsr train {shlex.quote(str(out))}", soft_wrap=True)
     return None
 
 
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoint.pt.")],
-    overrides: Overrides = None,
+    overrides: DataOverrides = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     as_json: Json = False,
 ) -> None:
     """Score a trained model; overrides such as data.domain=shifted change the data."""
+    from imachsr.config.schema import ConfigError
     from imachsr.train.evaluate import evaluate as score
 
+    if (folder / "study.sqlite3").exists():
+        raise ConfigError(f"{folder} must be the folder of a training, but holds a search; one trial's is {folder / 'trials' / '0000'}, and so on")
     row = score(folder, split=split, overrides=overrides or [])  # type: ignore[arg-type]
     if as_json:
         return _print_json(row)
@@ -280,7 +355,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         table = Table("", "check", "finding")
         for check in checks:
-            mark = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fail": "[red]fail[/]"}[check.state]
+            mark = Text(check.state, style={"ok": "green", "note": "yellow", "fail": "red"}[check.state])
             table.add_row(mark, check.name, check.finding)
         plain.print(table)
     if any(check.state == "fail" for check in checks):
@@ -290,7 +365,7 @@ def doctor(as_json: Json = False) -> None:
 @app.callback(invoke_without_command=True)
 def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
-        plain.print(__version__, highlight=False)
+        plain.print(__version__)
         raise typer.Exit
 
 
@@ -300,20 +375,24 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module="imachsr")
-    warnings.showwarning = lambda message, *_args, **_options: people.print(f"note: {message}", highlight=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *_args, **_options: people.print(f"note: {message}", soft_wrap=True)
     try:
         app()
     except ValueError as error:
         if os.environ.get("IMACHSR_TRACEBACK"):
             raise
-        people.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True, style="red")
+        people.print(f"error: {error}", soft_wrap=True, style="red")
         raise SystemExit(2) from None
     except (FloatingPointError, OSError, RuntimeError) as error:
         if os.environ.get("IMACHSR_TRACEBACK"):
             raise
-        people.print(f"failed: {error}", highlight=False, markup=False, soft_wrap=True, style="red")
+        people.print(f"failed: {error}", soft_wrap=True, style="red")
         people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
         raise SystemExit(1) from None
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:  # typer's answer to the signal, without a word
+            people.print("interrupted")
+        raise
     except KeyboardInterrupt:
-        people.print("interrupted; --resume goes on")
-        raise SystemExit(130) from None
+        people.print("interrupted")
+        raise SystemExit(INTERRUPTED) from None

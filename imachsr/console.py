@@ -1,5 +1,6 @@
 """What people see in a terminal: progress on stderr, results on stdout."""
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -8,8 +9,17 @@ from rich.table import Table
 
 from imachsr.report.table import STATES, rows
 
-people = Console(stderr=True)  # progress and hints
-plain = Console()  # results
+
+def _console(*, stderr: bool) -> Console:
+    """Texts as they are: a path, a class name or an error may hold [brackets] or :colons:, which are no markup here."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file or a pipe has no width; 80 columns would break tables into pieces
+    return console
+
+
+people = _console(stderr=True)  # progress and hints
+plain = _console(stderr=False)  # results
 
 
 class Progress:
@@ -42,15 +52,14 @@ class Progress:
                 value = "" if trial["value"] is None else f"  {self._metric} {trial['value']:.2f}"
                 error = f"  {trial['error']}" if trial["error"] else ""
                 name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
-                people.print(
-                    f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", highlight=False, soft_wrap=True
-                )
+                people.print(f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", soft_wrap=True)
 
 
 def search_table(summary: dict[str, Any]) -> Table:
     """A search's table; ``summary`` as in summary.json."""
-    shown = Table(title=f"{summary['metric']} of the last epoch, percent")
-    for name in ("trial", "mIoU" if summary["metric"].endswith("miou") else summary["metric"], "difference", "epochs"):
+    metric = summary["metric"]
+    shown = Table(title=f"{metric} of the last epoch" + (", percent" if "iou" in metric or metric.endswith("accuracy") else ""))
+    for name in ("trial", "mIoU" if metric.endswith("miou") else metric, "difference", "epochs"):
         shown.add_column(name, justify="right")
     for name in ("state", "configuration"):
         shown.add_column(name, overflow="fold")

@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -10,22 +12,51 @@ def import_object(path: str) -> Any:
     """The object at ``package.module:name``.
 
     Raises:
-        ValueError: If the path has another form, the module is not found, or it has no such name; names the nearest ones.
+        ValueError: If the path has another form, the module is not found or misses a package of its own, or it has no such name; names the
+            nearest ones.
     """
     module_name, colon, name = path.partition(":")
-    if not (colon and module_name and name):
+    if not (colon and name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise ValueError(f"an import path must have the form 'package.module:name', but got {path!r}")
     try:
         found = importlib.util.find_spec(module_name)
-    except (ModuleNotFoundError, ValueError):
-        found = None
-    if found is None:
+        module = importlib.import_module(module_name) if found is not None else None
+    except ImportError as error:
+        # The parent package is not there, or something that the user's code imports is not.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"module {module_name!r} of import path {path!r} must import, but: {error}") from error
+        module = None
+    if module is None:
         raise ValueError(
             f"module {module_name!r} of import path {path!r} must be importable, but was not found; install its package or set PYTHONPATH"
         )
-    module = importlib.import_module(module_name)
     if not hasattr(module, name):
         known = [key for key in vars(module) if not key.startswith("_")]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
         raise ValueError(f"module {module_name!r} must have {name!r}, but has not; nearest: {', '.join(map(repr, near)) or 'nothing public'}")
     return getattr(module, name)
+
+
+def call_object(path: str, arguments: Mapping[str, Any]) -> Any:
+    """What the class or function at ``package.module:name`` gives for keyword arguments.
+
+    Raises:
+        ValueError: As :func:`import_object`, or if the object takes other arguments; says which. Errors inside the user's code stay what they are.
+    """
+    found = import_object(path)
+    if not callable(found):
+        raise ValueError(f"{path!r} must be a class or function, but is a {type(found).__name__}")
+    check_arguments(path, found, arguments)
+    return found(**arguments)
+
+
+def check_arguments(path: str, found: Any, arguments: Mapping[str, Any], *, positional: int = 0) -> None:
+    """Raise ValueError unless ``found`` takes these keyword arguments behind so many positional ones."""
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # built in C
+        return
+    try:
+        signature.bind(*[None] * positional, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{path!r} must take the arguments ({', '.join(arguments)}), but: {error}; its signature is {signature}") from None

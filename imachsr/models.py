@@ -7,7 +7,7 @@ from urllib.error import URLError
 
 from torch import nn
 
-from imachsr.importing import import_object
+from imachsr.importing import call_object
 
 
 def _unknown(field_name: str, got: str, known: list[str]) -> ValueError:
@@ -37,12 +37,15 @@ class SmpModel:
             ValueError: If a name is unknown, the two do not fit, or weights cannot be had.
         """
         import segmentation_models_pytorch as smp
+        import timm  # which smp depends on
 
         architectures = list(smp.MODEL_ARCHITECTURES_MAPPING)
         if self.architecture.lower() not in architectures:
             raise _unknown("architecture", self.architecture, architectures)
         encoders = smp.encoders.get_encoder_names()
-        if self.encoder not in encoders and not self.encoder.startswith("tu-"):
+        if self.encoder.startswith("tu-"):
+            encoders = [f"tu-{name}" for name in timm.list_models()]
+        if self.encoder.partition(".")[0] not in encoders and not self.encoder.startswith("tu-hf-hub:"):
             raise _unknown("encoder", self.encoder, encoders)
         try:
             model: nn.Module = smp.create_model(self.architecture, self.encoder, encoder_weights=self.encoder_weights, classes=num_classes)
@@ -103,9 +106,11 @@ class ImportedModel:
         """What the factory gives.
 
         Raises:
-            ValueError: If that is no module.
+            ValueError: If the path or the arguments are wrong, or that is no module.
         """
-        model = import_object(self.path)(num_classes=num_classes, **self.kwargs)
+        if "num_classes" in self.kwargs:
+            raise ValueError(f"`num_classes` of {self.path!r} must be left to the data set, but got {self.kwargs['num_classes']!r}")
+        model = call_object(self.path, {"num_classes": num_classes, **self.kwargs})
         if not isinstance(model, nn.Module):
             raise ValueError(f"{self.path!r} must give a torch.nn.Module, but gave {type(model).__name__}")
         return model

@@ -2,6 +2,7 @@
 # A real search on procedural street scenes, on this machine, in about four minutes after the installation.
 # Usage: ./launch/quickstart.sh [OPTIONS AND SETTINGS OF imachsr search]
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit 0 ;; esac
 source "$(dirname "$0")/environment.sh"
 say "searching: 10 trials, 2 at a time, on procedural street scenes"
 imachsr search search_spaces/quickstart.yaml "$@"

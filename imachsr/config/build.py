@@ -2,25 +2,34 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from imachsr.config.schema import ConfigError, ImportedPart, Run
 from imachsr.core.losses import AnySideLoss
+from imachsr.core.output import logits_of
+from imachsr.core.types import IGNORE_INDEX
 from imachsr.core.wrapper import IMacHSR
-from imachsr.importing import import_object
+from imachsr.importing import call_object, check_arguments, import_object
 
 
 def build_model(run: Run, num_classes: int) -> nn.Module:
-    """The backbone, with weights that depend on the run's seed only."""
+    """The backbone, with weights that depend on the run's seed only.
+
+    Raises:
+        ConfigError: If there is no such model.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        return run.model.build(num_classes)
+        try:
+            return run.model.build(num_classes)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
 
 
 def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
@@ -36,60 +45,89 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
     method = run.method
     losses = method.loss if isinstance(method.loss, tuple) else (method.loss,)
     made: list[Any] = [_side_loss(loss) if method.alpha > 0 else loss for loss in losses]
+    standard, of_output = selection_standard(run), output_loss(run)
     try:
+        _check_output(model, example, num_classes)
         return IMacHSR(
             model,
             example=example,
             num_classes=num_classes,
-            standard=selection_standard(run),
+            standard=standard,
             loss=made if isinstance(method.loss, tuple) else made[0],
             alpha=method.alpha,
             entropy=method.entropy,
             beta=method.beta,
-            output_loss=output_loss(run),
+            output_loss=of_output,
             heterogeneity=method.heterogeneity,
             seed=run.seed,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise ConfigError(f"data, model and method must fit, but: {error}") from error
 
 
 def output_loss(run: Run) -> Callable[..., Any]:
     """The loss of the model's output."""
-    loss: Callable[..., Any] = _called(run.output_loss)
+    loss: Callable[..., Any] = _called("output_loss", run.output_loss, 2, {"ignore_index": IGNORE_INDEX})
     return loss
 
 
 def selection_standard(run: Run) -> Any:
     """The rule that chooses the layers."""
-    return _called(run.method.standard)
+    return _called("method.standard", run.method.standard, 1, {})
 
 
-def _called(part: Any) -> Any:
+def _called(key: str, part: Any, positional: int, always: dict[str, Any]) -> Any:
+    """The part, or the user's function with its arguments, or what the user's class gives for them."""
     if not isinstance(part, ImportedPart):
         return part
-    found: Callable[..., Any] = import_object(part.path)
-    if not callable(found):
-        raise ConfigError(f"{part.path!r} must be callable, but is a {type(found).__name__}")
-    return partial(found, **part.kwargs) if part.kwargs else found
+    try:
+        found = import_object(part.path)
+        if isinstance(found, type):
+            return call_object(part.path, part.kwargs)
+        if hasattr(found, "select") and not part.kwargs:
+            return found
+        if not callable(found):
+            raise ValueError(f"{part.path!r} must be callable, but is a {type(found).__name__}")
+        check_arguments(part.path, found, {**always, **part.kwargs}, positional=positional)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    # With the function's attributes, since `family` says what it differs from.
+    return update_wrapper(partial(found, **part.kwargs), found) if part.kwargs else found
 
 
 def _side_loss(part: Any) -> Any:
     if not isinstance(part, ImportedPart):
         return part
-    found = import_object(part.path)
-    if not isinstance(found, type) and isinstance(found, AnySideLoss):
-        return found
-    return found(**part.kwargs)
+    try:
+        found = import_object(part.path)
+        if not isinstance(found, type) and isinstance(found, AnySideLoss) and not part.kwargs:
+            return found
+        return call_object(part.path, part.kwargs)
+    except ValueError as error:
+        raise ConfigError(f"method.loss: {error}") from error
+
+
+def _check_output(model: nn.Module, example: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless the model takes such images and gives K scores a pixel; the model is left as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            scores = logits_of(model.eval()(example))
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+    if scores.ndim != 4 or scores.shape[:2] != (len(example), num_classes):
+        raise ValueError(f"the model's output must be [{len(example)}, {num_classes}, h, w] for {num_classes} classes, but is {list(scores.shape)}")
 
 
 def schedule(step: int, *, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
-    """Share of the peak learning rate at a step (0-based): a linear warm-up, then a cosine to 0 at the last step of ``epochs``."""
+    """Share of the peak learning rate at a step (0-based): a linear warm-up, then a cosine that reaches 0 one step after the last."""
     warmup = min(warmup_epochs, epochs) * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    rest = max(1.0, epochs * steps_per_epoch - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / rest)))
+    rest = epochs * steps_per_epoch - warmup
+    done = min(1.0, (step - warmup) / rest) if rest > 0 else 1.0
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def build_optimizer(run: Run, net: nn.Module, steps_per_epoch: int) -> tuple[AdamW, LambdaLR]:

@@ -20,18 +20,26 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_FLOAT = re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that this loader, or an ordinary one, would read as something else."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: a key must be a name, but is a structure")
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(key_node)
         if key in seen:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} must be given once, but is given again")
         seen.add(key)
@@ -78,7 +86,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 def dump_yaml(value: Any) -> str:
     """YAML text that :func:`parse_yaml` reads back."""
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
@@ -87,22 +95,25 @@ def merge(base: Any, new: Any) -> Any:
 
     A mapping with ``kind`` is replaced as a whole when the new kind is another: a temperature of one loss must not survive in the next.
     """
+    if isinstance(new, Mapping):
+        base = normalized(base)
     if isinstance(base, Mapping) and "kind" in base:
         new = normalized(new)
-        if base["kind"] == "import" and isinstance(new, Mapping) and "kind" not in new:
-            return normalized({**base, **new})
-        if isinstance(new, Mapping) and new.get("kind", base["kind"]) != base["kind"]:
+        if isinstance(new, Mapping) and (new.get("kind", base["kind"]) != base["kind"] or new.get("kind") == "import"):
             return dict(new)
-        if isinstance(new, Mapping) and new.get("kind") == "import":
-            return dict(new)
+        if base["kind"] == "import" and isinstance(new, Mapping):
+            given = {"import": base["path"], **base["kwargs"], **normalized({**new, "import": None})["kwargs"]}
+            if base["path"] is None:  # data.kind=import data.path=package.module:name
+                given["import"] = given.pop("path", None)
+            return normalized(given)
     if isinstance(base, Mapping) and isinstance(new, Mapping):
         return {**base, **{key: merge(base.get(key), value) for key, value in new.items()}}
     return new
 
 
 def nested(dotted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One nested mapping for each dotted key; kinds come first, since they decide what the others mean."""
-    ordered = sorted(dotted.items(), key=lambda item: (not item[0].endswith(".kind"), item[0].count(".")))
+    """One nested mapping for each dotted key; kinds and imports come first, since they decide what the others mean."""
+    ordered = sorted(dotted.items(), key=lambda item: (not item[0].endswith((".kind", ".import")), item[0].count(".")))
     found = []
     for key, value in ordered:
         tree: Any = value

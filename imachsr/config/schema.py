@@ -26,8 +26,9 @@ class ConfigError(ValueError):
 class ImportedPart:
     """The user's own standard, side loss or output loss; in YAML ``import: package.module:name`` with arguments beside it.
 
-    A standard is a callable ``trace -> layer addresses``, an output loss a callable ``(output, labels, ignore_index=...) -> scalar``; the arguments
-    are passed with every call. A side loss is what a class or factory gives for the arguments.
+    A standard is a callable ``trace -> layer addresses``, an output loss a callable ``(output, labels, ignore_index=...) -> scalar``; a function is
+    called with the arguments every time, a class is called with them once, for an object that does it. A side loss is what a class or factory gives
+    for the arguments.
 
     Args:
         path: ``package.module:name``.
@@ -49,11 +50,12 @@ def normalized(value: Any) -> Any:
     """A name, or a mapping with ``import``, as the mapping with ``kind`` that it stands for."""
     if isinstance(value, str):
         return {"kind": value}
-    if isinstance(value, Mapping) and ("import" in value or value.get("kind") == "import"):
+    if isinstance(value, Mapping) and value.get("kind", "import") == "import" and ("import" in value or "kind" in value):
         given = dict(value)
-        inner = given.pop("kwargs", {})
-        path = given.pop("import", given.pop("path", None))
         given.pop("kind", None)
+        inner = given.pop("kwargs", {})
+        # Beside `import`, a path is an argument like any other.
+        path = given.pop("import") if "import" in given else given.pop("path", None)
         return {"kind": "import", "path": path, "kwargs": {**(inner if isinstance(inner, Mapping) else {"kwargs": inner}), **given}}
     return value
 
@@ -67,7 +69,7 @@ def _member(union: Any) -> BeforeValidator:
         if not isinstance(value, Mapping):
             return value
         kind = value.get("kind")
-        if kind not in members:
+        if not isinstance(kind, str) or kind not in members:
             raise ValueError(f"`kind` must be one of {', '.join(map(str, members))}, but got {kind!r}; {near(kind, list(map(str, members)))}")
         known = [f.name for f in fields(members[kind])]
         for key in value:
@@ -156,7 +158,7 @@ class Run(_Settings):
     """One training run."""
 
     name: str = Field("run", min_length=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     data: _DatasetSpec = Scenes()
     model: _ModelSpec = SmpModel()
     method: Method = Method()
@@ -205,7 +207,7 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
         return f"{key}: {context['error']}"
     if kind in _BOUND:
         limit = next(iter(context.values()))
-        return f"{key}: `{path[-1]} {_BOUND[kind]} {limit:g}` must hold, but got {item['input']!r}"
+        return f"{key}: `{path[-1]} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}"
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{key}: {message}, but got {item['input']!r}"
 

@@ -25,7 +25,7 @@ def to_nchw(features: Tensor, layout: Layout, size: tuple[int, int]) -> Tensor:
     """Bring a tap's tensor to ``[B, C, h, w]``; prefix tokens (class, registers) are dropped.
 
     Args:
-        features: ``[B, C, h, w]``, ``[B, h, w, C]`` or ``[B, N, C]``.
+        features: ``[B, C, h, w]``, ``[B, h, w, C]``, ``[B, N, C]`` or ``[N, B, C]``.
         layout: Axis order of ``features``.
         size: (H, W) of the images, which settles the token grid.
 
@@ -34,6 +34,8 @@ def to_nchw(features: Tensor, layout: Layout, size: tuple[int, int]) -> Tensor:
         return features
     if layout == "NHWC":
         return features.permute(0, 3, 1, 2)
+    if layout == "NBC":
+        features = features.transpose(0, 1)
     h, w, prefix = token_grid(features.shape[1], size)
     tokens = features[:, prefix:].transpose(1, 2)
     return tokens.reshape(tokens.shape[0], tokens.shape[1], h, w)

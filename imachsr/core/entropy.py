@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imachsr.core.selection import nearest
+from imachsr.core.types import in_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class ChannelNormEntropy:
 
     def __call__(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
         """Scalar from features ``[B, C, h, w]`` and weights ``[B, h, w]`` in [0, 1]."""
-        features = features.float()
+        features = in_full(features)
         if self.standardize:
             features = (features - features.mean(1, keepdim=True)) / (features.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
         channels = features.shape[1]
@@ -64,7 +65,7 @@ class ChannelNormEntropy:
 
 
 def _negative_entropy(features: Tensor, temperature: float, valid: Tensor | None) -> Tensor:
-    log_p = F.log_softmax(features.float() / temperature, 1)  # float32: p log p is NaN in half precision
+    log_p = F.log_softmax(in_full(features) / temperature, 1)  # p log p is NaN in half precision
     negative = (log_p.exp() * log_p).sum(1)
     if valid is None:
         return negative.mean()
@@ -81,6 +82,7 @@ def parse_regularizer(entropy: "str | Regularizer") -> "Regularizer":
 
     Raises:
         ValueError: If no regularizer has this name; names the nearest ones.
+        TypeError: If the object cannot be called.
 
     """
     if isinstance(entropy, str):
@@ -89,6 +91,8 @@ def parse_regularizer(entropy: "str | Regularizer") -> "Regularizer":
             raise ValueError(f"`entropy` must be one of {sorted(known)}, but got {entropy!r}; {nearest(entropy, known)}")
         made: Regularizer = known[entropy]()
         return made
+    if isinstance(entropy, type) or not callable(entropy):
+        raise TypeError(f"`entropy` must be a name, None or an object called (features, valid), but got {entropy!r}")
     return entropy
 
 

@@ -63,7 +63,7 @@ class TapLabels:
         clean = torch.where(self._is_valid, self._labels, 0)
         one_hot = F.one_hot(clean, self._num_classes).permute(0, 3, 1, 2).float() * self._is_valid.unsqueeze(1)
         shares = F.adaptive_avg_pool2d(one_hot, size)
-        valid = shares.sum(1)
+        valid = F.adaptive_avg_pool2d(self._is_valid.unsqueeze(1).float(), size).squeeze(1)  # the sum of the shares may round to below one half
         soft = shares / valid.unsqueeze(1).clamp(min=1e-6)
         hard = torch.where(valid >= 0.5, shares.argmax(1), -1)
         return SideLabels(hard=hard, soft=soft, valid=valid)

@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from imachsr.core.output import logits_of
 from imachsr.core.types import LayerInfo, Layout
 
+_WIDER = 32
+"""Pixels added to the width in the second trace; most encoders need a multiple of 32."""
 _SKIPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 
 
@@ -61,7 +65,7 @@ def named_tensors(output: Any) -> list[tuple[str | None, Tensor]]:
 def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore mode, buffers, gradients and random state, whatever the forward does to them."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(module, name, buffer, buffer.detach().clone()) for module in model.modules() for name, buffer in _own_buffers(module)]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -70,11 +74,18 @@ def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+            for module, name, buffer, saved in buffers:
+                module._buffers[name] = buffer  # the forward may have assigned another tensor
+                if not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+
+
+def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
 
 
 def _run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
+    torch.default_generator.manual_seed(0)  # a model that skips layers at random skips the same in every trace
     calls: list[_Call] = []
     counts: Counter[str] = Counter()
     handles = []
@@ -99,36 +110,56 @@ def _run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
     return calls, output
 
 
-def _layout(first: Tensor, second: Tensor, batches: tuple[int, int], stride_of: tuple[int, int]) -> Layout | None:
-    """Layout of an output seen with two batch sizes, or None when it has no spatial extent or no batch axis in front."""
+def _run_again(model: nn.Module, image: Tensor) -> list[_Call]:
+    """Calls with another batch size and, where the model takes it, wider images: the axes that grow are the batch and the width."""
+    try:
+        return _run(model, F.pad(image, (0, _WIDER)).repeat(3, 1, 1, 1))[0]
+    except Exception:  # a model of one input size says so in its own way
+        return _run(model, image.repeat(3, 1, 1, 1))[0]
+
+
+def _layout(first: Tensor, second: Tensor, size: tuple[int, int]) -> Layout | None:
+    """Layout of an output of both traces, or None when it has no spatial extent, or windows are folded into its batch."""
     if not first.is_floating_point() or first.ndim not in (3, 4) or first.ndim != second.ndim:
         return None
-    if (first.shape[0], second.shape[0]) != batches:
-        return None  # windows folded into the batch, or the batch on another axis
+    is_batch = [pair == (2, 3) for pair in zip(first.shape, second.shape, strict=True)]
+    is_fixed = [a == b for a, b in zip(first.shape, second.shape, strict=True)]
     if first.ndim == 3:
-        return "BNC" if _grid(first.shape[1], stride_of) is not None else None
+        if not is_fixed[2] or not (is_batch[0] or is_batch[1]):
+            return None
+        layout: Layout = "BNC" if is_batch[0] else "NBC"
+        return layout if _grid(_num_tokens(first, layout), size) is not None else None
     _, a, b, c = first.shape
-    aspect = stride_of[0] / stride_of[1]
+    aspect = size[0] / size[1]
 
     def as_image(h: int, w: int) -> bool:
-        return h * w >= 1 and abs(h - w * aspect) <= max(1.0, aspect) and h <= stride_of[0] and w <= stride_of[1]
+        return h * w >= 1 and abs(h - w * aspect) <= max(1.0, aspect) and h <= size[0] and w <= size[1]
 
-    if as_image(b, c) and not (as_image(a, b) and c > max(a, b)):
+    if not (is_batch[0] and is_fixed[1]):
+        return None
+    if is_fixed[2] and as_image(b, c):  # first: where the model takes one input size only, both may hold
         return "NCHW"
-    return "NHWC" if as_image(a, b) else None
+    return "NHWC" if is_fixed[3] and as_image(a, b) else None
+
+
+def _num_tokens(tensor: Tensor, layout: Layout) -> int:
+    return tensor.shape[1 if layout == "BNC" else 0]
 
 
 def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | None:
-    """(h, w, prefix tokens) for the number of tokens: the finest grid with the input's aspect and at most 8 prefix tokens."""
+    """(h, w, prefix tokens) for the number of tokens: at most 8 prefix tokens, and the finest grid of exactly, else nearly, the input's aspect."""
     height, width = size
-    for prefix in range(0, 9):
+    near: tuple[int, int, int] | None = None
+    for prefix in range(min(8, tokens - 4) + 1):
         count = tokens - prefix
-        if count < 4:
-            return None
-        h = round((count * height / width) ** 0.5)
-        if h > 0 and count % h == 0 and abs(h * width - count // h * height) < max(height, width):
+        h = max(1, round((count * height / width) ** 0.5))
+        skew = abs(h * width - count // h * height)
+        if count % h or skew >= max(height, width):
+            continue
+        if skew == 0:
             return h, count // h, prefix
-    return None
+        near = near or (h, count // h, prefix)
+    return near
 
 
 def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -170,7 +201,10 @@ _RESIZES = (
     "Clone",
     "ToCopy",
     "Permute",
-    "Contiguous",
+    "Transpose",
+    "UnsafeView",
+    "ReshapeAlias",
+    "PixelShuffle",
 )
 
 
@@ -200,23 +234,23 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
     Args:
         model: Any module that takes ``[B, 3, H, W]`` (any number of input channels).
-        example: Images ``[B, C, H, W]``; a batch of 1 is repeated to 2, since some models refuse it in train mode.
+        example: Images ``[B, C, H, W]``; the first is repeated to batches of 2 and 3, since some models refuse a batch of 1 in train mode.
 
     Returns:
         The candidates in execution order; same model and shape give the same names, always.
 
     Raises:
-        ValueError: If the example has the wrong rank, or no layer of the model can be supervised.
+        ValueError: If the example has the wrong rank or is empty, or no layer of the model can be supervised.
+        TypeError: If the model's output holds no class scores.
 
     """
-    if example.ndim != 4:
+    if example.ndim != 4 or example.numel() == 0:
         raise ValueError(f"`example` must be images [B, C, H, W], but got a tensor of shape {tuple(example.shape)}")
     size = (int(example.shape[-2]), int(example.shape[-1]))
-    pair = example[:1].repeat(2, 1, 1, 1)
     with _left_as_found(model, example.device), torch.enable_grad():
         model.train()
-        calls, output = _run(model, pair)
-        more, _ = _run(model, example[:1].repeat(3, 1, 1, 1))
+        calls, output = _run(model, example[:1].repeat(2, 1, 1, 1))
+        more = _run_again(model, example[:1])
     found = _candidates(model, calls, more, output, size)
     if not found:
         raise ValueError(
@@ -228,30 +262,31 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
 
 def _candidates(model: nn.Module, calls: list[_Call], more: list[_Call], output: Any, size: tuple[int, int]) -> list[LayerInfo]:
-    finals = [tensor for _, tensor in named_tensors(output)]
+    finals = [tensor for _, tensor in named_tensors(output)] or [logits_of(output)]
     reached: set[Any] = set()
     for tensor in finals:
         reached |= _ancestors(tensor)
     excluded = _output_nodes(finals)
     twins = {(call.name, call.nth): call for call in more}
     modules = dict(model.named_modules())
-    by_tensor: dict[Any, LayerInfo] = {}  # a later call that gives the same tensor is a module further out
+    counts = Counter(call.name for call in calls)
+    by_tensor: dict[tuple[Any, int], LayerInfo] = {}  # a later call that gives the same tensor is a module further out
     for call in calls:
         twin = twins.get((call.name, call.nth))
         if twin is None or isinstance(call.module, _SKIPPED) or len(twin.outputs) != len(call.outputs):
             continue
         for (key, tensor), version, (_, other) in zip(call.outputs, call.versions, twin.outputs, strict=True):
-            node = tensor.grad_fn
-            layout = _layout(tensor, other, (2, 3), size)
+            node, twin_of = tensor.grad_fn, (tensor.grad_fn, tensor.output_nr)
+            layout = _layout(tensor, other, size)
             if layout is None or node is None or node in excluded or node not in reached:
                 continue
-            if tensor._version != version or (key is not None and node in by_tensor):
+            if tensor._version != version or (key is not None and twin_of in by_tensor):
                 continue  # rewritten in place later on, or a mere collection of what inner modules gave
             channels, (h, w) = _extent(tensor, layout, size)
             if channels < 2 or h * w < 2:
                 continue
-            inner = by_tensor.pop(node, None)
-            by_tensor[node] = _layer(call, key, tensor, layout, channels, (h, w), size, modules, inner)
+            inner = by_tensor.pop(twin_of, None)
+            by_tensor[twin_of] = _layer(call, key, tensor, layout, channels, (h, w), size, modules, counts[call.name], inner)
     return _without_structured_twins(sorted(by_tensor.values(), key=lambda layer: layer.order))
 
 
@@ -264,6 +299,7 @@ def _layer(
     extent: tuple[int, int],
     size: tuple[int, int],
     modules: dict[str, nn.Module],
+    num_calls: int,
     inner: LayerInfo | None,
 ) -> LayerInfo:
     parent, _, _ = call.name.rpartition(".")
@@ -276,6 +312,7 @@ def _layer(
         address=call.name + nth + (f"[{key}]" if key is not None else ""),
         module=call.name,
         nth=call.nth,
+        num_calls=num_calls,
         key=key,
         order=call.order,
         depth=call.name.count(".") + 1,
@@ -298,12 +335,12 @@ def _extent(tensor: Tensor, layout: Layout, size: tuple[int, int]) -> tuple[int,
         return tensor.shape[1], (tensor.shape[2], tensor.shape[3])
     if layout == "NHWC":
         return tensor.shape[3], (tensor.shape[1], tensor.shape[2])
-    h, w, _ = token_grid(tensor.shape[1], size)
+    h, w, _ = token_grid(_num_tokens(tensor, layout), size)
     return tensor.shape[2], (h, w)
 
 
 def _without_structured_twins(layers: list[LayerInfo]) -> list[LayerInfo]:
-    """Of a structured output keep the largest tensor, unless it is the only address of that tensor."""
+    """Of a structured output keep the largest tensor."""
     largest: dict[tuple[str, int], LayerInfo] = {}
     for layer in layers:
         if layer.key is None:

@@ -1,8 +1,9 @@
 """Losses for intermediate layers.
 
 A side loss is a frozen dataclass with a ``family``, a ``make_adapter`` and a ``__call__`` from adapted features ``z [B, D, h, w]`` and
-:class:`SideLabels` to a scalar in float32. Means run over valid pixels; with none, the result is a zero that is still connected to ``z``.
-Symbols: V valid pixels, y area-averaged class probabilities, q = softmax(z), N sampled pixels.
+:class:`SideLabels` to a scalar in float32 (float64 for features in float64). Means run over valid pixels; with none, the result is a zero that is
+still connected to ``z``.
+Symbols: V sum of the pixels' valid shares, y area-averaged class probabilities, q = softmax(z), N sampled pixels.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from imachsr.core.adapters import make_projection
 from imachsr.core.labels import SideLabels
 from imachsr.core.selection import nearest
+from imachsr.core.types import in_full
 
 
 @runtime_checkable
@@ -50,7 +52,7 @@ class MiVariational(_ToClasses):
 
     def __call__(self, z: Tensor, labels: SideLabels, *, generator: torch.Generator) -> Tensor:
         """Cross-entropy in nats."""
-        score = (labels.soft * F.log_softmax(z.float(), 1)).sum(1)
+        score = (labels.soft * F.log_softmax(in_full(z), 1)).sum(1)
         return -_mean(score, labels.valid)
 
 
@@ -67,7 +69,7 @@ class Dice(_ToClasses):
     def __call__(self, z: Tensor, labels: SideLabels, *, generator: torch.Generator) -> Tensor:
         """One minus the mean Dice coefficient."""
         weight = labels.valid.unsqueeze(1)
-        q, y = F.softmax(z.float(), 1) * weight, labels.soft * weight
+        q, y = F.softmax(in_full(z), 1) * weight, labels.soft * weight
         overlap, mass = (q * y).sum((0, 2, 3)), (q + y).sum((0, 2, 3))
         is_present = (y.sum((0, 2, 3)) > 0).float()
         coefficient = 2 * overlap / mass.clamp(min=1e-6)
@@ -83,7 +85,7 @@ class Brier(_ToClasses):
 
     def __call__(self, z: Tensor, labels: SideLabels, *, generator: torch.Generator) -> Tensor:
         """Mean squared error of the class probabilities, summed over classes."""
-        error = (F.softmax(z.float(), 1) - labels.soft).square().sum(1)
+        error = (F.softmax(in_full(z), 1) - labels.soft).square().sum(1)
         return _mean(error, labels.valid)
 
 
@@ -135,7 +137,7 @@ class InfoNCE(_Metric):
         """Contrast in nats."""
         x, y = _sample(z, labels, self.anchors, generator)
         if len(y) < 2:
-            return z.float().sum() * 0.0
+            return in_full(z).sum() * 0.0
         x = F.normalize(x, dim=1)
         is_self = torch.eye(len(y), dtype=torch.bool, device=z.device)
         logits = (x @ x.T / self.temperature).masked_fill(is_self, float("-inf"))
@@ -150,17 +152,18 @@ class InfoNCE(_Metric):
 class Prototype(_Metric):
     """Cross-entropy of each pixel against the batch's class means: ``-1/V sum_p log softmax_k(z_p c_k / t)_{y_p}``. O(V K D).
 
-    c_k is the normalised mean of the normalised features of class k, without gradient; only present classes compete. Source: after Snell et al. 2017.
+    V counts the pixels with a majority class; c_k is the normalised mean of the normalised features of class k, without gradient; only present
+    classes compete. Source: after Snell et al. 2017.
     """
 
     kind: Literal["prototype"] = "prototype"
 
     def __call__(self, z: Tensor, labels: SideLabels, *, generator: torch.Generator) -> Tensor:
         """Cross-entropy in nats."""
-        x = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        x = F.normalize(in_full(z), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
         y = labels.hard.flatten()
-        is_valid = (y >= 0).float()
-        classes = F.one_hot(y.clamp(min=0), labels.soft.shape[1]).float() * is_valid.unsqueeze(1)
+        is_valid = (y >= 0).to(x.dtype)
+        classes = F.one_hot(y.clamp(min=0), labels.soft.shape[1]) * is_valid.unsqueeze(1)
         means = F.normalize(classes.T @ x.detach(), dim=1)
         is_absent = classes.sum(0) == 0
         logits = (x @ means.T / self.temperature).masked_fill(is_absent, torch.finfo(torch.float32).min)
@@ -196,7 +199,7 @@ class Hsic:
         """Lack of dependence."""
         x, y = _sample(z, labels, self.samples, generator)
         if len(y) < 2 or bool((y == y[0]).all()):
-            return z.float().sum() * 0.0
+            return in_full(z).sum() * 0.0
         x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-6).sqrt()
         squares = x.square().sum(1)
         distances = (squares[:, None] + squares[None, :] - 2 * x @ x.T).clamp(min=0)
@@ -207,7 +210,7 @@ class Hsic:
 
 
 def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    return (values * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 def _centred(matrix: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ def _sample(z: Tensor, labels: SideLabels, count: int, generator: torch.Generato
     valid = (y >= 0).nonzero().squeeze(1)
     if len(valid) > count:
         valid = valid[torch.randperm(len(valid), generator=generator)[:count].to(valid.device)]
-    x = z.float().permute(0, 2, 3, 1).flatten(0, 2)[valid]
+    x = in_full(z).permute(0, 2, 3, 1).flatten(0, 2)[valid]
     return x, y[valid]
 
 
@@ -238,6 +241,8 @@ def parse_side_loss(loss: "str | AnySideLoss") -> AnySideLoss:
             raise ValueError(f"`loss` must be one of {sorted(known)}, but got {loss!r}; {nearest(loss, known)}")
         made: AnySideLoss = known[loss]()
         return made
+    if isinstance(loss, type):
+        raise TypeError(f"`loss` must be a side loss, but got its class; write {loss.__name__}()")
     if not isinstance(loss, AnySideLoss):
         raise TypeError(f"`loss` must have `family`, `make_adapter` and `__call__`, but got {type(loss).__name__}")
     return loss

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imachsr.core.types import IGNORE_INDEX
+from imachsr.core.types import IGNORE_INDEX, in_full
 
 AnyOutputLoss = Callable[..., Tensor]
 """``loss(output, labels, ignore_index=...) -> scalar``."""
@@ -31,7 +31,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    logits = logits.float()
+    logits = in_full(logits)
     if logits.shape[-2:] != labels.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     return logits
@@ -44,7 +44,7 @@ class _OutputLoss:
     aux_weight: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.aux_weight < 0:
+        if not self.aux_weight >= 0:
             raise ValueError(f"`aux_weight >= 0` must hold, but got {self.aux_weight}")
 
     def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -77,17 +77,18 @@ class CrossEntropy(_OutputLoss):
         super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`0 <= label_smoothing < 1` must hold, but got {self.label_smoothing}")
-        if self.class_weights is not None and min(self.class_weights) < 0:
+        if self.class_weights is not None and not all(weight >= 0 for weight in self.class_weights):
             raise ValueError(f"`class_weights >= 0` must hold, but got {self.class_weights}")
 
     def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        if not bool((labels != ignore_index).any()):
-            return logits.sum() * 0.0  # the plain mean over no pixel is NaN
-        weight = None
+        counted, weight = labels != ignore_index, None
         if self.class_weights is not None:
             if len(self.class_weights) != logits.shape[1]:
                 raise ValueError(f"`class_weights` must have {logits.shape[1]} values, one a class, but got {len(self.class_weights)}")
             weight = torch.tensor(self.class_weights, device=logits.device, dtype=logits.dtype)
+            counted = weight[torch.where(counted, labels, 0)] * counted > 0
+        if not bool(counted.any()):
+            return logits.sum() * 0.0  # the plain mean over no pixel is NaN
         return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, label_smoothing=self.label_smoothing)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
 from math import ceil
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from warnings import warn
 
 from imachsr.core.layers import Trace
@@ -66,7 +66,7 @@ class _Limits:
             message = f"{self.max_taps} taps were asked for, but this model and rule offer {len(picked)}"
             if self.strict:
                 raise ValueError(f"{message}; lower `max_taps` or `min_gap`, or choose another standard")
-            warn(message, stacklevel=3)
+            warn(message, stacklevel=4)  # select, IMacHSR, the caller
         return tuple(Tap(layer=trace.layers[index], reason=reason) for index, reason in picked)
 
     def _thinned(self, picked: Picked) -> Picked:
@@ -119,8 +119,8 @@ class ResolutionStandard(_Limits):
         picked: Picked = []
         for index, (here, after) in enumerate(zip(layers, layers[1:], strict=False)):
             areas = here.height * here.width, after.height * after.width
-            change = "down" if areas[1] < areas[0] else "up" if areas[1] > areas[0] else "none"
-            if change == "none" or self.direction not in (change, "both"):
+            change = "down" if areas[1] < areas[0] else "up" if areas[1] > areas[0] else "neither"
+            if (here.height, here.width) == (after.height, after.width) or self.direction not in (change, "both"):
                 continue
             sizes = f"{here.height}x{here.width} -> {after.height}x{after.width}"
             picked.append((index + (self.side == "after"), f"resolution: {self.side} {sizes}"))
@@ -176,8 +176,15 @@ class ExplicitStandard:
     layers: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, str):
+            raise ValueError(f"`layers` must be a sequence of names, but got the string {self.layers!r}; write ({self.layers!r},)")
         if not self.layers:
             raise ValueError("`layers` must name at least one layer, but got none")
+        for pattern in self.layers:
+            try:
+                re.compile(pattern[3:] if pattern.startswith("re:") else "")
+            except re.error as error:
+                raise ValueError(f"`layers` must hold regular expressions after 're:', but {pattern!r} is none: {error}") from error
 
     def select(self, trace: Trace) -> tuple[Tap, ...]:
         """Choose the named candidates, in execution order.
@@ -191,7 +198,7 @@ class ExplicitStandard:
         for pattern in self.layers:
             found = [name for name in known if _matches(pattern, name)]
             if not found:
-                note = "is a module, but no candidate (same tensor as another's, not spatial, or the output)"
+                note = "is a module, but no candidate (the tensor of an outer or a later module, not spatial, without a gradient, or the output)"
                 reason = note if pattern in trace.module_names else "is no layer of this model"
                 raise ValueError(f"`layers` must name candidates, but {pattern!r} {reason}; {nearest(pattern, known)}")
             chosen.update((name, f"explicit: {pattern}") for name in found if name not in chosen)
@@ -213,11 +220,15 @@ def select(standard: "Standard | str | Callable[[Trace], Sequence[str]]", trace:
     """Apply a standard, its name, an object with ``select(trace)``, or a callable ``trace -> addresses``."""
     if isinstance(standard, str):
         standard = parse_standard(standard)
+    if isinstance(standard, type):
+        raise TypeError(f"`standard` must be a standard, but got its class; write {standard.__name__}()")
     if hasattr(standard, "select"):
         taps: tuple[Tap, ...] = standard.select(trace)
         return taps
     if callable(standard):
-        return ExplicitStandard(layers=tuple(standard(trace))).select(trace)
+        names = standard(trace)
+        layers: Any = names if isinstance(names, str) else tuple(names)  # a string is refused, not taken letter by letter
+        return ExplicitStandard(layers=layers).select(trace)
     raise TypeError(f"`standard` must be a name, a standard or a callable, but got {type(standard).__name__}")
 
 

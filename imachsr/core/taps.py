@@ -68,13 +68,18 @@ class Recorder:
 
         Raises:
             RuntimeError: If a caught tensor was rewritten in place, has no gradient although gradients are on (reentrant activation checkpointing),
-                or a tap missed 20 consecutive forwards.
+                a tap's module was called more often than in the trace, or a tap missed 20 consecutive forwards.
 
         """
         caught, self._caught = self._caught, {}
         features: dict[str, Tensor] = {}
         for tap in self.taps:
-            address = tap.layer.address
+            address, name = tap.layer.address, tap.layer.module
+            if self._calls[name] > tap.layer.num_calls:
+                raise RuntimeError(
+                    f"module {name!r} of tap {address!r} must be called at most {tap.layer.num_calls} times, as in the trace, "
+                    f"but was called {self._calls[name]} times; trace the model as it is trained, or choose another layer"
+                )
             if address not in caught:
                 self._miss(address)
                 continue

@@ -3,12 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 IGNORE_INDEX = 255
 """Label of pixels that count neither in a loss nor in a metric."""
 
-Layout = Literal["NCHW", "NHWC", "BNC"]
+Layout = Literal["NCHW", "NHWC", "BNC", "NBC"]
+
+
+def in_full(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it is that already: half precision is too coarse for sums and logarithms."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +25,7 @@ class LayerInfo:
         address: What users write: ``encoder.layer1``; ``relu#2`` for the second call of a reused module; ``stage[out]`` for a key.
         module: Name in ``model.named_modules()``.
         nth: 1-based number of this call among the calls of the module.
+        num_calls: Calls of the module in one forward.
         key: Path inside a structured output, or None when the output is one tensor.
         order: Position in execution order (0-based, over all calls).
         depth: Depth in the module tree (1 for a child of the root).
@@ -39,6 +46,7 @@ class LayerInfo:
     address: str
     module: str
     nth: int
+    num_calls: int
     key: str | None
     order: int
     depth: int

@@ -12,7 +12,7 @@ from imachsr.core.labels import TapLabels
 from imachsr.core.layers import Trace, trace
 from imachsr.core.losses import AnySideLoss, parse_side_loss
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
-from imachsr.core.output import AnyOutputLoss, CrossEntropy, logits_of
+from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
@@ -40,6 +40,7 @@ class IMacHSR(nn.Module):
 
     Raises:
         ValueError: For an unknown name, a weight out of range, or a model without a layer to supervise.
+        TypeError: For a part that is not of its kind.
 
     """
 
@@ -65,6 +66,8 @@ class IMacHSR(nn.Module):
         self.backbone = model
         self.objective = Objective(alpha=alpha, beta=beta)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
+        if isinstance(output_loss, type) or not callable(self.output_loss):
+            raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")
         self.entropy = parse_regularizer(entropy) if entropy is not None and beta > 0 else None
         self.num_classes, self.ignore_index, self.seed = num_classes, ignore_index, seed
         self.taps: tuple[Tap, ...] = ()
@@ -75,19 +78,19 @@ class IMacHSR(nn.Module):
         if alpha > 0 or self.entropy is not None:
             self.taps = select(standard, trace(model, example))
             if alpha > 0:
-                self._build_side(loss, heterogeneity, example.device)
+                self._build_side(loss, heterogeneity, example)
             self._recorder = Recorder(model, self.taps)
 
-    def _build_side(self, loss: Any, heterogeneity: Heterogeneity, device: torch.device) -> None:
+    def _build_side(self, loss: Any, heterogeneity: Heterogeneity, example: Tensor) -> None:
         each = list(loss) if isinstance(loss, (list, tuple)) else [loss] * len(self.taps)
         if len(each) != len(self.taps):
             raise ValueError(f"`loss` must hold one loss a tap, but got {len(each)} losses for {len(self.taps)} taps")
         self.losses = tuple(parse_side_loss(item) for item in each)
-        for side in dict.fromkeys(self.losses):
+        for side in {side.family: side for side in self.losses}.values():
             check_heterogeneity(self.output_loss, side, heterogeneity)
         generator = torch.Generator().manual_seed(self.seed)
         for tap, side in zip(self.taps, self.losses, strict=True):
-            self.adapters.append(side.make_adapter(tap.layer.channels, self.num_classes, generator).to(device))
+            self.adapters.append(side.make_adapter(tap.layer.channels, self.num_classes, generator).to(example))
 
     @property
     def misses(self) -> dict[str, int]:
@@ -111,7 +114,7 @@ class IMacHSR(nn.Module):
 
         Raises:
             TypeError: If labels are not int64.
-            ValueError: If a label is outside the classes.
+            ValueError: If a label is outside the classes, or the model does not give one score a class.
             FloatingPointError: If a term is not finite; names tap and term.
 
         """
@@ -149,7 +152,10 @@ class IMacHSR(nn.Module):
             if self.entropy is not None:
                 with torch.autocast(hidden.device.type, enabled=False):
                     entropy[address] = self.entropy(hidden, side_labels.valid)
+        prediction = logits_of(output)
+        if isinstance(self.output_loss, OutputLoss) and prediction.shape[1] != self.num_classes:
+            raise ValueError(f"the model must give `num_classes` = {self.num_classes} scores a pixel, but gives {prediction.shape[1]}")
         with torch.autocast(labels.device.type, enabled=False):
             out = self.output_loss(output, labels, ignore_index=self.ignore_index)
         total, weights = self.objective.sum(out, side, entropy, len(self.taps))
-        return Losses(total=total, output=out, side=side, entropy=entropy, weights=weights, scale=scale, prediction=logits_of(output).detach())
+        return Losses(total=total, output=out, side=side, entropy=entropy, weights=weights, scale=scale, prediction=prediction.detach())

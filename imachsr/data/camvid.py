@@ -60,7 +60,14 @@ class CamVid:
         if not listed.is_file():
             there = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
             raise ValueError(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, but holds {there}")
-        return [_listed_pair(root, listed, number, line) for number, line in enumerate(listed.read_text().splitlines(), 1) if line.strip()]
+        try:
+            lines = listed.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{listed} must be a readable text file, but: {error}") from None
+        pairs = [_listed_pair(root, listed, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        if not pairs:
+            raise ValueError(f"{listed} must name at least one image and label, but names none")
+        return pairs
 
 
 def _listed_pair(root: Path, listed: Path, number: int, line: str) -> Pair:

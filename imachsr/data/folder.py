@@ -18,9 +18,9 @@ class Folder:
     Args:
         root: The folder.
         class_names: K names, in the order of the mask values.
-        ignore: Mask values that do not count, besides 255.
+        ignore: Mask values >= 0 that do not count, besides 255.
         size: (height, width) in pixels, each >= 32.
-        mask_suffix: What the stem of a mask has behind the image's, such as "_mask".
+        mask_suffix: What the stem of a mask has behind the image's, such as "_mask"; files without it are no masks.
         cache: Folder of decoded arrays; the user's cache folder without it.
     """
 
@@ -36,6 +36,10 @@ class Folder:
         check_size(self.size)
         if not 2 <= len(self.class_names) <= IGNORE_INDEX:
             raise ValueError(f"`class_names` must hold 2 to {IGNORE_INDEX} names, but got {len(self.class_names)}")
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"`class_names` must differ, but got {', '.join(self.class_names)}")
+        if min(self.ignore, default=0) < 0:
+            raise ValueError(f"`ignore >= 0` must hold, but got {list(self.ignore)}")
 
     @property
     def num_classes(self) -> int:
@@ -54,6 +58,8 @@ class Folder:
         )
 
     def _pairs(self, root: Path, split: str) -> list[Pair]:
+        if not root.is_dir():
+            raise ValueError(f"`data.root` must be the data set's folder, but {root} is no folder")
         for images, masks in ((root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)):
             if images.is_dir():
                 return pair_folders(images, masks, label_suffix=self.mask_suffix)
@@ -63,5 +69,7 @@ class Folder:
                 f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks"
             )
         pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix)
+        if len(pairs) < 2:
+            raise ValueError(f"{root / 'images'} must hold at least 2 images, to train and to validate on, but holds {len(pairs)}")
         cut = len(pairs) - max(1, len(pairs) // 5)
         return pairs[:cut] if split == "train" else pairs[cut:]

@@ -25,15 +25,15 @@ def cache_folder(cache: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imachsr"
 
 
-def list_images(folder: Path) -> dict[str, Path]:
-    """Images of a folder by stem, in name order.
+def list_images(folder: Path, suffix: str = "") -> dict[str, Path]:
+    """Images of a folder whose stems end in ``suffix``, by stem, in name order.
 
     Raises:
         ValueError: If two files have one stem.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and path.stem.endswith(suffix):
             if path.stem in found:
                 raise ValueError(f"each stem must occur once in {folder}, but got {found[path.stem].name} and {path.name}")
             found[path.stem] = path
@@ -44,13 +44,13 @@ def pair_folders(images: Path, labels: Path, *, label_suffix: str = "") -> list[
     """Pairs of equal stems.
 
     Raises:
-        ValueError: If a folder is empty, or a file of one has no partner in the other; names the first.
+        ValueError: If a folder is empty, or a file of one (of the labels: with the suffix) has no partner in the other; names the first.
     """
     for folder in (images, labels):
         if not folder.is_dir():
             raise ValueError(f"folder {folder} must exist, but does not")
     left = list_images(images)
-    right = {stem.removesuffix(label_suffix): path for stem, path in list_images(labels).items()}
+    right = {stem.removesuffix(label_suffix): path for stem, path in list_images(labels, label_suffix).items()}
     if not left:
         raise ValueError(f"{images} must hold images ({', '.join(SUFFIXES)}), but holds none")
     for one, other, folder in ((left, right, labels), (right, left, images)):
@@ -73,7 +73,7 @@ def load_pairs(
         cache: Folder for the arrays.
 
     Raises:
-        ValueError: If a file cannot be read or holds an unknown label; names the file.
+        ValueError: If a file cannot be read or holds an unknown label (names the file), or the cache cannot be written.
     """
     replace = dict(ignore or {})
     names = tuple(image.stem for image, _ in pairs)
@@ -86,9 +86,13 @@ def load_pairs(
         for index, (image, label) in enumerate(pairs):
             images[index] = _decode_image(image, size)
             labels[index] = _decode_labels(label, size, num_classes, replace)
-        folder.mkdir(parents=True, exist_ok=True)
-        for target, array in zip(targets, (images, labels), strict=True):
-            _write(target, array)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for target, array in zip(targets, (images, labels), strict=True):
+                _write(target, array)
+        except OSError as error:
+            need = (images.nbytes + labels.nbytes) / 1e6
+            raise ValueError(f"cache folder {folder} must take {need:.1f} MB, but: {error}; set data.cache or XDG_CACHE_HOME to another") from error
     # "c": private copy-on-write pages, shared by every process that maps the file until someone writes.
     mapped = [torch.from_numpy(np.load(target, mmap_mode="c")) for target in targets]
     return Samples(images=mapped[0], labels=mapped[1], names=names)
@@ -117,19 +121,21 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image.copy()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} must be a readable image, but: {error}") from error
 
 
 def _decode_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    image = _open(path).convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).transpose(2, 0, 1)
+    image = _open(path)
+    if image.mode[0] in "IF":  # Pillow would clip, not scale
+        raise ValueError(f"{path} must have 8 bits a channel, but has mode {image.mode}")
+    return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR), np.uint8).transpose(2, 0, 1)
 
 
 def _decode_labels(path: Path, size: tuple[int, int], num_classes: int, replace: Mapping[int, int]) -> NDArray[np.uint8]:
     image = _open(path)
     raw = np.asarray(image)
-    if raw.ndim != 2:
+    if raw.ndim != 2 or raw.dtype.kind == "f":
         raise ValueError(f"{path} must hold one class index a pixel (grey or palette), but has mode {image.mode}")
     labels = raw.astype(np.int64)
     for value, new in replace.items():

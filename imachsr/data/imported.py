@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.samples import Dataset, Samples, Split, check_split
-from imachsr.importing import import_object
+from imachsr.importing import call_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,15 @@ class Imported:
 
     @cached_property
     def _made(self) -> Dataset:
-        made = import_object(self.path)(**self.kwargs)
+        made = call_object(self.path, self.kwargs)
         missing = [name for name in ("num_classes", "class_names", "load") if not hasattr(made, name)]
         if missing:
             raise ValueError(f"what {self.path!r} gives must have num_classes, class_names and load(split), but has no {', '.join(missing)}")
+        names = list(made.class_names)
+        if not 2 <= made.num_classes <= IGNORE_INDEX or len(set(names)) != len(names) or len(names) != made.num_classes:
+            raise ValueError(
+                f"`class_names` of {self.path!r} must be `num_classes` (2 to {IGNORE_INDEX}) different names, but got {made.num_classes} and {names}"
+            )
         dataset: Dataset = made
         return dataset
 
@@ -44,10 +50,17 @@ class Imported:
         """The split as the user's object gives it.
 
         Raises:
-            ValueError: If it gives no :class:`Samples`.
+            ValueError: If it gives no :class:`Samples`, none at all, or a label outside the classes.
         """
         check_split(split)
         samples = self._made.load(split)
         if not isinstance(samples, Samples):
             raise ValueError(f"load({split!r}) of {self.path!r} must give imachsr.data.Samples, but gave {type(samples).__name__}")
+        if not len(samples):
+            raise ValueError(f"load({split!r}) of {self.path!r} must give at least one sample, but gave none")
+        highest = int(samples.labels[samples.labels != IGNORE_INDEX].max()) if bool((samples.labels != IGNORE_INDEX).any()) else 0
+        if highest >= self.num_classes:
+            raise ValueError(
+                f"labels of load({split!r}) of {self.path!r} must be in 0..{self.num_classes - 1} or {IGNORE_INDEX} (ignored), but got {highest}"
+            )
         return samples

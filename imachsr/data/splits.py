@@ -17,7 +17,7 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
     Args:
         names: Frames in order of time within each sequence.
         fraction: Share that is selected, in (0, 1).
-        blocks: Blocks a sequence, >= 1, equally spaced; short sequences get fewer.
+        blocks: Blocks a sequence, >= 1, with equal gaps; short sequences get fewer.
         guard: Frames dropped on either side of a block, >= 0, because they look like the block's own.
 
     Returns:
@@ -41,9 +41,9 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
         number = min(blocks, wanted)
         chosen: set[int] = set()
         for block in range(number):
-            length = wanted * (block + 1) // number - wanted * block // number
-            start = round((block + 0.5) * count / number - length / 2)
-            chosen.update(range(start, start + length))
+            first, last = wanted * block // number, wanted * (block + 1) // number
+            gaps = round((block + 0.5) * (count - wanted) / number)
+            chosen.update(range(first + gaps, last + gaps))
         near = {frame + step for frame in chosen for step in range(-guard, guard + 1)}
         select.extend(frames[i] for i in sorted(chosen))
         train.extend(frames[i] for i in range(count) if i not in near)

@@ -1,5 +1,6 @@
 """Seeded augmentation of whole batches, and normalisation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class Augment:
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"`0 <= flip <= 1` must hold, but got {self.flip}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"`0 < scale[0] <= scale[1]` must hold, but got {self.scale}")
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ValueError(f"`0 < scale[0] <= scale[1] < inf` must hold, but got {self.scale}")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"`0 <= jitter < 1` must hold, but got {self.jitter}")
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from imachsr.config.load import dump_yaml, load_yaml
+from imachsr.config.load import dump_yaml, load_run, load_yaml, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.report.table import load_summary
 
@@ -19,7 +19,7 @@ def export(folder: Path, out: Path, *, trial: int | None = None) -> int:
         The trial's number.
 
     Raises:
-        ConfigError: If there is no such trial, none has finished, or ``out`` exists.
+        ConfigError: If there is no such trial, none has finished, its run.yaml is missing or broken, or ``out`` exists or cannot be written.
     """
     summary = load_summary(folder)
     known = {item["number"]: item for item in summary["trials"]}
@@ -27,10 +27,13 @@ def export(folder: Path, out: Path, *, trial: int | None = None) -> int:
     if number is None:
         raise ConfigError(f"a trial of {folder} must have finished to be exported, but none has; continue the search, or name one with --trial")
     if number not in known:
-        raise ConfigError(f"--trial must be one of 0..{max(known, default=0)}, but got {number}")
+        raise ConfigError(f"--trial must be one of {', '.join(map(str, sorted(known))) or 'none yet'}, but got {number}")
     if out.exists():
         raise ConfigError(f"{out} must not exist yet, but does; give another --out")
-    run = load_yaml(folder / "trials" / f"{number:04d}" / "run.yaml")
+    path = folder / "trials" / f"{number:04d}" / "run.yaml"
+    run = run_to_dict(load_run(path))
+    if missing := run.keys() - load_yaml(path).keys():  # the rest would silently be defaults
+        raise ConfigError(f"{path} must hold the trial's whole run, but lacks {', '.join(sorted(missing))}")
     run["compute"]["threads"] = None  # the share of one trial among others
     item, metric = known[number], summary["metric"]
     value = "no value" if item["value"] is None else f"{metric} {item['value']:.2f} after {item['epochs']} epochs"
@@ -39,6 +42,9 @@ def export(folder: Path, out: Path, *, trial: int | None = None) -> int:
         f"# Trial {number} of search {summary['name']!r}: {value}{difference}.",
         "# One seed on the selection split: a candidate, not a finding. Training this file uses all of train and scores on val.",
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(header) + "\n" + dump_yaml(run))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("\n".join(header) + "\n" + dump_yaml(run), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out must be a file that can be written, but {out}: {error.strerror}") from None
     return int(number)

@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
     for index, (title, note, figure) in enumerate(figures):
         figure.update_layout(template="plotly_white", height=420, margin={"t": 20, "b": 50})
         parts.append(f"<h2>{title}</h2><p class='note'>{note}</p>")
-        parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if index == 0 else False))
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=index == 0))
     path = folder / "report.html"
     path.write_text("\n".join([*parts, "</body></html>"]), encoding="utf-8")
     return path
@@ -71,7 +71,7 @@ def _table(summary: dict[str, Any], table: list[Row]) -> str:
 def _curves(folder: Path) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     path = folder / "trials.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
@@ -85,7 +85,8 @@ def _learning_curves(summary: dict[str, Any], curves: dict[int, list[dict[str, A
     states = {trial["number"]: trial for trial in summary["trials"]}
     for number, lines in sorted(curves.items()):
         is_base = number == summary["baseline"]
-        trial = states[number]
+        # summary.json is written when a trial ends: one that has started since is not in it yet.
+        trial = states.get(number, {"state": "RUNNING", "arm": lines[0]["arm"], "params": {}})
         line = {"color": "#1f4e9c", "width": 3} if is_base else {"width": 1.5, "dash": "dot" if trial["state"] == "PRUNED" else "solid"}
         label = f"{number} {trial['arm'] or trial['params'].get('method.loss', '')}"
         figure.add_scatter(
@@ -103,20 +104,30 @@ def _settings(summary: dict[str, Any]) -> list[tuple[str, str, go.Figure]]:
         return []
     dimensions = []
     for key in keys:
-        values = [trial["params"].get(key, "-") for trial in trials]
         label = key.removeprefix("method.").removeprefix("optimizer.")
-        if all(isinstance(value, (int, float)) for value in values):
-            dimensions.append({"label": label, "values": values})
-        else:
-            names = sorted({str(value) for value in values})
-            if len(names) <= 12:
-                dimensions.append(
-                    {"label": label, "values": [names.index(str(v)) for v in values], "tickvals": list(range(len(names))), "ticktext": names}
-                )
+        dimensions.append({"label": label, **_axis([trial["params"].get(key, "-") for trial in trials])})
     scores = [trial["value"] for trial in trials]
     dimensions.append({"label": summary["metric"], "values": scores})
     figure = go.Figure(go.Parcoords(line={"color": scores, "colorscale": "Viridis", "showscale": True}, dimensions=dimensions))
     return [("Settings", "Every sampled trial with its last value; stopped trials have had fewer epochs.", figure)]
+
+
+def _axis(values: list[Any]) -> dict[str, Any]:
+    """One axis of the parallel coordinates; "-", a setting that does not exist under a trial's others, lies below the numbers."""
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    if len(numbers) == len(values):
+        return {"values": values}
+    if numbers and all(isinstance(value, (int, float)) or value == "-" for value in values):
+        low, high = min(numbers), max(numbers)
+        below = low - 0.15 * ((high - low) or abs(low) or 1.0)
+        ticks = sorted({low, high})
+        return {
+            "values": [below if value == "-" else value for value in values],
+            "tickvals": [below, *ticks],
+            "ticktext": ["-", *(f"{tick:.3g}" for tick in ticks)],
+        }
+    names = sorted({str(value) for value in values})
+    return {"values": [names.index(str(value)) for value in values], "tickvals": list(range(len(names))), "ticktext": names}
 
 
 def _classes(summary: dict[str, Any], curves: dict[int, list[dict[str, Any]]]) -> list[tuple[str, str, go.Figure]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from imachsr.config.schema import ConfigError
 
+SCHEMA = 1
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
 
 
@@ -42,15 +43,20 @@ def load_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a result folder.
 
     Raises:
-        ConfigError: If it is not there, or broken.
+        ConfigError: If it is not there, broken, of another version, or of a single training.
     """
     path = folder / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        summary: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / "search.yaml").exists():
+            raise ConfigError(f"{folder} must hold a search of which a trial has ended, but none has yet; try again later") from None
         raise ConfigError(f"{folder} must be the --output folder of a search, but has no summary.json") from None
     except ValueError as error:
         raise ConfigError(f"{path} must be JSON, but: {error}") from None
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+        found = summary.get("schema") if isinstance(summary, dict) else type(summary).__name__
+        raise ConfigError(f"{path} must have schema {SCHEMA}, but has {found}; it was written by something else, or another version of imachsr")
     if "trials" not in summary:
         raise ConfigError(f"{folder} must be the folder of a search, but holds a single training; see {folder / 'metrics.jsonl'}")
     return summary

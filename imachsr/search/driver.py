@@ -54,11 +54,16 @@ class Driver:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
         if (folder / FILE).exists():
-            _check_resumable(folder, search, resume)
+            try:
+                _check_resumable(folder, search, resume)
+            except ConfigError:
+                self._lock.close()
+                raise
         self._started = time.monotonic()
         self._spent = _spent(folder)
-        self.study = Study(folder, search)
+        # Before the study: what is there can then always be continued.
         write_text(folder / "search.yaml", dump_yaml(search_to_dict(search)))
+        self.study = Study(folder, search)
         self._levels: tuple[int, ...] = ()
         if search.scheduler.kind == "asha":
             epochs = search.base().optimizer.epochs
@@ -75,19 +80,28 @@ class Driver:
 
     def _replay(self) -> None:
         """Rungs and curves as they were when an earlier driver of this folder ended."""
-        self._mend_lines()
         for trial in self.study.trials:
             for epoch, value in sorted(trial.intermediate_values.items()):
                 self._rungs.arrive(trial.number, epoch, value)
             self._epochs[trial.number] = max(trial.intermediate_values, default=0)
             self._taps[trial.number] = trial.user_attrs.get("taps", [])
+        self._mend_lines()
 
     def _mend_lines(self) -> None:
-        """A crash may have left half a line at the end."""
+        """A crash may have left half a line at the end, or a whole one whose epoch the study does not know: it will be reported again."""
         path = self.folder / "trials.jsonl"
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            whole = path.read_text(errors="replace").rpartition("\n")
-            write_text(path, whole[0] + whole[1])
+        if not path.exists():
+            return
+        text = path.read_text(encoding="utf-8", errors="replace")
+        kept = "".join(line for line in text.splitlines(keepends=True) if self._is_recorded(line))
+        if kept != text:
+            write_text(path, kept)
+
+    def _is_recorded(self, line: str) -> bool:
+        if not line.endswith("\n"):
+            return False
+        row = json.loads(line)
+        return bool(row["epoch"] <= self._epochs.get(row["trial"], 0))
 
     @property
     def remaining(self) -> int:
@@ -101,7 +115,12 @@ class Driver:
         if proposal is None:
             return None
         number = proposal.number
-        run = self.search.run_of(proposal.values, name=f"{self.search.name}-{number:04d}", seed=proposal.seed)
+        try:
+            run = self.search.run_of(proposal.values, name=f"{self.search.name}-{number:04d}", seed=proposal.seed)
+        except ConfigError as error:  # settings that are right each by itself, but not together
+            self.study.end(number, "FAIL", value=None, note={"wall_s": 0.0, "error": str(error), "taps": []})
+            self._changed()
+            return self.propose()
         if run.compute.threads is None:
             run = run.model_copy(update={"compute": run.compute.model_copy(update={"threads": self.search.budget.cpus_per_trial})})
         self._runs[number] = run

@@ -51,6 +51,12 @@ class Parameter(_Part):
             raise ValueError("`log` must go with a range above 0, but got " + (f"{list(bounds)}" if bounds else "a choice"))
         if self.step != 1 and (self.int_ is None or self.log):
             raise ValueError("`step` must go with an integer range that is not logarithmic")
+        if self.int_ is not None and (self.int_[1] - self.int_[0]) % self.step:
+            raise ValueError(f"`high - low` must be a multiple of `step`, but got {list(self.int_)} and {self.step}")
+        # As Python compares them: 1, 1.0 and true are one value.
+        repeated = [item for index, item in enumerate(self.choice or ()) if item in (self.choice or ())[:index]]
+        if repeated:
+            raise ValueError(f"choices must differ, but {repeated[0]!r} is given again")
         return self
 
     @property
@@ -203,20 +209,24 @@ def check(search: Search) -> None:
     Raises:
         ConfigError: Names the key and what is wrong.
     """
+    _check_seeds(search)
     known: list[str] = []
     for key, parameter in search.space.items():
         for other, wanted in parameter.when.items():
             if other not in known:
                 raise ConfigError(f"space.{key}.when: must name a searched key above it, but got {other!r}; {near(other, known)}")
             choices = search.space[other].choice
+            if choices is None:
+                raise ConfigError(f"space.{key}.when.{other}: must name a key with choices, but {other!r} is a range")
             for value in _values(wanted):
-                if choices is not None and value not in choices:
+                if value not in choices:
                     raise ConfigError(
                         f"space.{key}.when.{other}: must be one of its choices, but got {value!r}; {near(value, list(map(str, choices)))}"
                     )
         for context in _contexts(search.space, key):
             for value in parameter.samples:
                 _try(search, {**context, key: value}, f"space.{key}: {value!r}")
+                _check_beside(search, {**context, key: value}, key)
         known.append(key)
     names = [arm.name for arm in search.arms]
     if len(set(names)) != len(names):
@@ -235,6 +245,25 @@ def check(search: Search) -> None:
         raise ConfigError(
             f"scheduler.grace: must be below optimizer.epochs ({search.base().optimizer.epochs}), but got {search.scheduler.grace}; use kind: none"
         )
+
+
+def _check_seeds(search: Search) -> None:
+    if len(set(search.seeds)) != len(search.seeds):
+        raise ConfigError(f"seeds: must differ, but got {list(search.seeds)}")
+    if "seed" in search.run and search.run["seed"] not in search.seeds:
+        raise ConfigError(f"run.seed: must be one of `seeds` {list(search.seeds)}, which every trial's seed comes from, but got {search.run['seed']}")
+    for where, keys in (("space", search.space), *((f"arms.{index}.set", arm.set_) for index, arm in enumerate(search.arms))):
+        for key in ("seed", "name"):
+            if key in keys:
+                raise ConfigError(f"{where}.{key}: must not be set here; the search names its runs, and `seeds` gives their seeds")
+
+
+def _check_beside(search: Search, values: Mapping[str, Any], key: str) -> None:
+    """Try settings that are right by themselves beside each value of every other key."""
+    for other, parameter in search.space.items():
+        if other not in values and parameter.holds(values):
+            for value in parameter.samples:
+                _try(search, {**values, other: value}, f"space.{key}: {values[key]!r} with {other} {value!r} (a `when` can keep them apart)")
 
 
 def _try(search: Search, values: Mapping[str, Any], where: str) -> Run:
@@ -277,7 +306,7 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     try:
         return make_search(raw)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {str(error).replace(chr(10), f'{chr(10)}{path}: ')}") from None
 
 
 def search_to_dict(search: Search) -> dict[str, Any]:

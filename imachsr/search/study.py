@@ -69,20 +69,23 @@ class Study:
         found = []
         for trial in self.trials:
             if trial.state == TrialState.RUNNING and trial.number not in self._live:
-                if "values" not in trial.user_attrs:  # died between asking and recording
-                    self._study.tell(trial.number, state=TrialState.FAIL)
-                    continue
-                self._live[trial.number] = Trial(self._study, trial._trial_id)
-                found.append(proposal_of(trial))
+                live = Trial(self._study, trial._trial_id)
+                if "values" in trial.user_attrs:
+                    self._live[trial.number] = live
+                    found.append(proposal_of(trial))
+                else:  # died between asking and recording
+                    found.append(self._fill(live))
         return found
 
     def propose(self) -> Proposal | None:
         """The next configuration: the arms first, then what Optuna suggests; None when the budget is spent."""
-        trials = [trial for trial in self.trials if "values" in trial.user_attrs]
-        if len(trials) >= self.search.budget.trials:
+        if sum("values" in trial.user_attrs for trial in self.trials) >= self.search.budget.trials:
             return None
-        done = sum(trial.user_attrs["arm"] is not None for trial in trials)
-        trial = self._study.ask()
+        return self._fill(self._study.ask())
+
+    def _fill(self, trial: Trial) -> Proposal:
+        """Decide what a trial runs, and record it."""
+        done = sum(other.user_attrs["arm"] is not None for other in self.trials if "values" in other.user_attrs)
         fixed = self.search.fixed()
         arm, seed, values = fixed[done] if done < len(fixed) else (None, self.search.seeds[0], self.search.suggest(trial))
         trial.set_user_attr("arm", arm)

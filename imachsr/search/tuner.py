@@ -38,8 +38,8 @@ def run_trial(config: dict[str, Any]) -> None:
             resume=True,
             reported=config["reported"],
         )
-    except (ValueError, FloatingPointError, TypeError, RuntimeError, OSError) as error:
-        # Would fail again: told, not retried. A worker that dies is retried by Tune.
+    except Exception as error:
+        # Whatever is raised would be raised again: told, not retried. A worker that dies is retried by Tune.
         tune.report({"error": f"{type(error).__name__}: {error}"})
 
 

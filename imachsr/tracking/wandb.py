@@ -2,6 +2,8 @@
 
 import netrc
 import os
+import shlex
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 from imachsr.tracking.events import TrialStart, finite
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+INIT_S, FINISH_S = 20, 10  # longest waits for the server at a run's start and end, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,9 @@ def preflight(mode: Mode, *, timeout: float = 3.0) -> Preflight:
         mode: As asked for; auto takes WANDB_MODE, else online when there is a key and the server answers.
         timeout: Of the server, seconds.
     """
-    if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        wished: Any = os.environ["WANDB_MODE"]
+    wished: Any = os.environ.get("WANDB_MODE")
+    wished = {"dryrun": "offline", "run": "online"}.get(wished, wished)  # wandb's older names
+    if mode == "auto" and wished in ("online", "offline", "disabled"):
         return Preflight(mode=wished, reason=f"WANDB_MODE is {wished}")
     if mode != "auto":
         return Preflight(mode=mode, reason="asked for")
@@ -65,6 +69,8 @@ def _has_netrc_key(url: str) -> bool:
 class WandbTracker:
     """One run a trial, grouped by search; the step axis is the epoch.
 
+    When the server stops answering, later runs are written offline: it costs seconds, never a training.
+
     Args:
         folder: Result folder; runs are kept in ``folder/wandb``.
         project: Of W&B.
@@ -76,7 +82,9 @@ class WandbTracker:
         self._project = project
         self.preflight = preflight(mode)
         self._runs: dict[str, Any] = {}
+        self._online: set[str] = set()
         self._url: str | None = None
+        self._to_sync: dict[str, None] = {}
 
     def start(self, trial: TrialStart) -> None:
         """Begin a run, or go on with it when a search is continued."""
@@ -85,18 +93,37 @@ class WandbTracker:
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = self._init(trial, trial.id)
+        except wandb.Error as error:
+            if self.preflight.mode != "online":
+                raise
+            self._go_offline(str(error).splitlines()[0])
+            run = self._init(trial, f"{trial.id}-offline")  # the client holds on to the id of a run that failed
+        run.define_metric("epoch")
+        run.define_metric("*", step_metric="epoch")
+        self._runs[trial.id] = run
+        if self.preflight.mode == "online":
+            self._online.add(trial.id)
+            self._url = run.project_url
+        else:
+            self._to_sync["offline-run-*"] = None
+
+    def _init(self, trial: TrialStart, run_id: str) -> Any:
+        import wandb
+
         settings = wandb.Settings(
             silent=True,
             console="off",
-            init_timeout=20,
-            finish_timeout=30,
+            init_timeout=INIT_S,
+            finish_timeout=FINISH_S,
             x_disable_stats=True,  # they would describe the driver, not the trial
             x_transaction_log_flush_interval=1.0,  # a killed driver loses a second, not fifteen
         )
-        run = wandb.init(
+        return wandb.init(
             project=self._project,
             dir=str(self._folder),
-            id=trial.id,
+            id=run_id,
             name=trial.name,
             group=trial.group,
             job_type=trial.job_type,
@@ -107,10 +134,9 @@ class WandbTracker:
             reinit="create_new",
             settings=settings,
         )
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
-        self._runs[trial.id] = run
-        self._url = run.project_url if self.preflight.mode == "online" else None
+
+    def _go_offline(self, reason: str) -> None:
+        self.preflight = Preflight(mode="offline", reason=f"the server failed ({reason})")
 
     def log(self, trial_id: str, row: Mapping[str, float]) -> None:
         """Record an epoch."""
@@ -119,18 +145,26 @@ class WandbTracker:
 
     def end(self, trial_id: str, state: str, summary: Mapping[str, Any]) -> None:
         """End a run; one that failed ends with exit code 1."""
-        run = self._runs.pop(trial_id, None)
+        run = self._runs.get(trial_id)
         if run is not None:
             run.summary.update({f"trial/{key}": value for key, value in finite({**summary, "state": state}).items()})
-            run.finish(exit_code=1 if state == "failed" else 0)
+            self._finish(trial_id, exit_code=1 if state == "failed" else 0)
+
+    def _finish(self, trial_id: str, *, exit_code: int) -> None:
+        started = time.monotonic()
+        self._runs.pop(trial_id).finish(exit_code=exit_code)
+        # The client gives up in silence; its own file holds every row.
+        if trial_id in self._online and time.monotonic() - started >= FINISH_S:
+            self._to_sync["run-*"] = None
+            if self.preflight.mode == "online":
+                self._go_offline("it no longer answers")
 
     def close(self) -> list[str]:
         """End what is open (a search that was interrupted), and say where the runs are."""
-        for run in self._runs.values():
-            run.finish(exit_code=1)
-        self._runs.clear()
-        if self.preflight.mode == "disabled":
-            return []
-        if self._url:
-            return [f"W&B: {self._url}"]
-        return [f"W&B: runs were written offline: {self.preflight.reason}", f"wandb sync {self._folder}/wandb/offline-run-*"]
+        for trial_id in tuple(self._runs):
+            self._finish(trial_id, exit_code=1)
+        lines = [f"W&B: {self._url}"] if self._url else []
+        if self._to_sync:
+            paths = " ".join(f"{shlex.quote(str(self._folder))}/wandb/{name}" for name in self._to_sync)
+            lines += [f"W&B: runs were written offline: {self.preflight.reason}", f"wandb sync {paths}"]
+        return lines

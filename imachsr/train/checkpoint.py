@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent."""
 
 import os
-import pickle
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +13,7 @@ from imachsr.config.schema import ConfigError
 
 SCHEMA = 1
 FILE = "checkpoint.pt"
+KEYS = ("run", "num_classes", "net", "optimizer", "scheduler", "history")
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -47,11 +48,17 @@ def load(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles before it refuses them
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{folder} must hold {FILE}, but does not; give the --output folder of a training") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
-        raise ConfigError(f"{path} must be a checkpoint of imachsr, but cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever torch makes of arbitrary bytes
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{path} must be a checkpoint of imachsr, but cannot be read: {why}") from None
     if not isinstance(state, dict) or state.get("schema") != SCHEMA:
         raise ConfigError(f"{path} must have schema {SCHEMA}, but has {state.get('schema') if isinstance(state, dict) else None}")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise ConfigError(f"{path} must be a checkpoint of imachsr, but lacks {', '.join(missing)}")
     return state

@@ -92,7 +92,6 @@ def train(
     placement.put_net(net)
     steps = len(samples) // batch_size(run, len(samples), world)
     optimizer, scheduler = build_optimizer(run, net, steps)
-    _seed(run.seed + rank)
     history: list[Row] = []
     if output is not None and resume and (output / checkpoint.FILE).exists():
         history = _restore(checkpoint.load(output), run, net, optimizer, scheduler)
@@ -105,6 +104,7 @@ def train(
         report(row)
     taps = tuple(tap.layer.address for tap in net.taps)
     for epoch in range(len(history) + 1, run.optimizer.epochs + 1):
+        _seed(run.seed, epoch, rank)
         row = {"epoch": epoch}
         row |= _epoch(wrapped, net, samples, run, optimizer, scheduler, placement, epoch, rank, world)
         row |= score(net.backbone, held_out, run.data.class_names, loss=output_loss(run), placement=placement, prefix=evaluate_on)
@@ -146,10 +146,10 @@ def _epoch(
             sums[key] = sums.get(key, 0.0) + value
         times.append(time.perf_counter() - before)
     seconds = time.perf_counter() - started
-    means = _mean_over_ranks({key: value / len(times) for key, value in sums.items()})
+    means = {key: value / len(times) for key, value in sums.items()}
     count = len(times) * batch_size(run, len(samples), world)
     clock = {"time/step_ms": 1e3 * statistics.median(times), "time/epoch_s": seconds, "images_per_s": count / seconds}
-    return {**means, "train/lr": lr, **clock}
+    return _mean_over_ranks({**means, "train/lr": lr, **clock})
 
 
 def _mean_over_ranks(row: Row) -> Row:
@@ -174,14 +174,16 @@ def _terms(losses: Losses) -> Row:
 
 def _distributed(net: IMacHSR, placement: Placement) -> nn.Module:
     devices = [torch.cuda.current_device()] if placement.device == "cuda" else None
-    return DistributedDataParallel(net, device_ids=devices)
+    # A user's model may hold parameters that its output does not depend on, and a tap may not fire on one rank.
+    return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=True)
 
 
-def _seed(seed: int) -> None:
-    """What a model draws while it trains (dropout, stochastic depth)."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+def _seed(seed: int, epoch: int, rank: int) -> None:
+    """What a model draws while it trains (dropout, stochastic depth); anew for each epoch, so that a continued training draws the same."""
+    state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+    torch.manual_seed(state)
+    np.random.seed(state)
+    random.seed(state)
 
 
 def _state(run: Run, net: IMacHSR, optimizer: Any, scheduler: Any, history: list[Row]) -> dict[str, Any]:
@@ -192,7 +194,6 @@ def _state(run: Run, net: IMacHSR, optimizer: Any, scheduler: Any, history: list
         "optimizer": optimizer.state_dict(),
         "scheduler": {"last_epoch": scheduler.last_epoch},
         "history": json.dumps(history),
-        "rng": torch.get_rng_state(),
     }
 
 
@@ -209,7 +210,6 @@ def _restore(state: dict[str, Any], run: Run, net: IMacHSR, optimizer: Any, sche
     for group, share, base in zip(optimizer.param_groups, scheduler.lr_lambdas, scheduler.base_lrs, strict=True):
         group["lr"] = base * share(scheduler.last_epoch)
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-    torch.set_rng_state(state["rng"])
     history: list[Row] = json.loads(state["history"])
     return history
 

@@ -19,9 +19,18 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count predicted classes against labels, both int64 ``[B, H, W]``; ignored pixels do not count."""
+        """Count predicted classes against labels, both int64 ``[B, H, W]``; ignored pixels do not count.
+
+        Raises:
+            ValueError: If one is outside the classes.
+        """
         is_valid = labels != IGNORE_INDEX
-        pairs = labels[is_valid] * self.num_classes + predicted[is_valid]
+        labels, predicted = labels[is_valid], predicted[is_valid]
+        for name, values in (("labels", labels), ("predicted", predicted)):
+            wrong = values[(values < 0) | (values >= self.num_classes)]
+            if len(wrong):
+                raise ValueError(f"`0 <= {name} < {self.num_classes}` must hold (or {IGNORE_INDEX}, ignored, for labels), but got {int(wrong[0])}")
+        pairs = labels * self.num_classes + predicted
         self.counts += torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes).cpu()
 
     def sum_over_ranks(self) -> None:

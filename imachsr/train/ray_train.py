@@ -15,7 +15,6 @@ from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError, Run
 from imachsr.train import checkpoint
 from imachsr.train.batches import batch_size
-from imachsr.train.device import Machine, decide
 from imachsr.train.loop import Row, train
 
 
@@ -34,7 +33,8 @@ def connect(cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     paths = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "num_cpus": cpus}
+    # "local": without it Ray would join whatever cluster was last started on this machine, and refuse the number of CPUs.
+    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     ray.init(
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "RAY_CHDIR_TO_TRIAL_DIR": "0"}},
         log_to_driver=False,
@@ -52,8 +52,13 @@ def _worker(config: dict[str, Any]) -> None:
             queue.put(row)
         ray.train.report(dict(row))
 
-    # resume: a worker group that is restarted after a failure goes on from the last epoch that is on disk.
-    train(make_run(config["run"]), output=Path(config["output"]), report=report, resume=True)
+    try:
+        # resume: a worker group that is restarted after a failure goes on from the last epoch that is on disk.
+        train(make_run(config["run"]), output=Path(config["output"]), report=report, resume=True)
+    except ConfigError as error:
+        # Every worker finds the same before the first step, and would again: told, not retried.
+        if ray.train.get_context().get_world_rank() == 0:
+            queue.put(str(error))
 
 
 def train_distributed(
@@ -82,8 +87,8 @@ def train_distributed(
     connect(cpus=max(os.cpu_count() or 1, workers))
     resources = ray.cluster_resources()
     use_gpu = run.compute.device != "cpu" and resources.get("GPU", 0) >= 1
-    if run.compute.device == "auto" and not use_gpu:
-        decide(run.compute, Machine.here())
+    if run.compute.device == "cuda" and not use_gpu:
+        raise ConfigError("`compute.device` must be a device of the cluster, but got 'cuda' and it has no GPU; use auto or cpu")
     kind = "GPU" if use_gpu else "CPU"
     if resources.get(kind, 0) < workers:
         # Ray would wait for ever for what never comes.
@@ -99,7 +104,8 @@ def train_distributed(
         ),
     )
     is_over = threading.Event()
-    pump = threading.Thread(target=_pump, args=(queue, report, is_over), daemon=True)
+    mistakes: list[str] = []
+    pump = threading.Thread(target=_pump, args=(queue, report, mistakes, is_over), daemon=True)
     pump.start()
     try:
         error = trainer.fit().error
@@ -107,16 +113,23 @@ def train_distributed(
         is_over.set()
         pump.join(timeout=30)
         queue.shutdown()
+    if mistakes:
+        raise ConfigError(mistakes[0])
     if error is not None:
         raise RuntimeError(f"training failed: {error}") from error
     if not (output / checkpoint.FILE).exists():
         raise ConfigError(f"--output must be a folder that all machines of the cluster share, but this one does not see the checkpoint in {output}")
 
 
-def _pump(queue: Any, report: Callable[[Row], object], is_over: threading.Event) -> None:
+def _pump(queue: Any, report: Callable[[Row], object], mistakes: list[str], is_over: threading.Event) -> None:
     while True:
         try:
-            report(queue.get(timeout=0.5))
+            found = queue.get(timeout=0.5)
         except Empty:
             if is_over.is_set():
                 return
+        else:
+            if isinstance(found, str):
+                mistakes.append(found)
+            else:
+                report(found)

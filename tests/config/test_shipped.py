@@ -1,0 +1,121 @@
+"""Every YAML file that is shipped: it loads, its nets build, and one step of training runs."""
+
+import re
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from imachsr.config.build import build_net
+from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_yaml, run_to_dict
+from imachsr.config.schema import Run
+from imachsr.search.space import Search, load_search
+from imachsr.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted((ROOT / "launch").glob("*.yaml"))
+SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+SMALL = ["data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
+
+
+@pytest.fixture(autouse=True)
+def _fewer_taps_than_asked_for_are_no_error() -> Iterator[None]:
+    """A drawn standard may offer fewer layers than a drawn number asks for; that is a warning by design."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* taps were asked for, but this model and rule offer")
+        yield
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+def test_the_files_that_the_readme_names_are_shipped() -> None:
+    named = set(re.findall(r"\b(?:launch|search_spaces)/\w+\.yaml", (ROOT / "README.md").read_text()))
+    assert {str(path.relative_to(ROOT)) for path in (*RUNS, *SPACES)} >= named > set()
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_a_shipped_run_trains_one_step(path: Path) -> None:
+    run = load_run(path, SMALL)
+    result = train(run)
+    assert len(result.taps) >= 1
+    assert result.metrics["train/loss"] > 0
+    assert result.metrics["train/side"] > 0
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_a_shipped_run_round_trips_and_says_nothing_twice(path: Path) -> None:
+    run = load_run(path)
+    assert make_run(parse_yaml(dump_yaml(run_to_dict(run)))) == run
+    assert load_yaml(path)["name"] == run.name == path.stem
+
+
+@pytest.mark.parametrize("path", [*RUNS, *SPACES], ids=name_of)
+def test_commands_in_comments_parse(path: Path) -> None:
+    """`imachsr train FILE key=value` and `imachsr search FILE key=value`, as a user would paste them."""
+    for line in re.findall(r"imachsr (?:train|search) .*", path.read_text()):
+        _, verb, file, *rest = shlex.split(line)
+        overrides = [word for word in rest if "=" in word]
+        if "--data" in rest:
+            overrides.append(f"{'run.' * (verb == 'search')}data.root={rest[rest.index('--data') + 1]}")
+        assert ROOT / file == path
+        (load_search if verb == "search" else load_run)(ROOT / file, overrides)
+
+
+def small_net(run: Run) -> None:
+    net = build_net(run, num_classes=5, size=(64, 64))
+    assert run.is_output_only == (len(net.taps) == 0)
+
+
+@pytest.fixture(scope="module", params=SPACES, ids=name_of)
+def search(request: pytest.FixtureRequest) -> Search:
+    return load_search(request.param)
+
+
+def test_the_baseline_comes_first_and_learns_as_the_others_do(search: Search) -> None:
+    name, seed, settings = search.fixed()[0]
+    run = search.run_of(settings, name=name, seed=seed)
+    assert run.is_output_only
+    base = search.base()
+    assert (run.optimizer, run.data, run.model, run.augment) == (base.optimizer, base.data, base.model, base.augment)
+
+
+def test_every_arm_builds(search: Search) -> None:
+    for name, _, settings in {arm: fixed for arm, *_ in search.fixed() for fixed in [next(f for f in search.fixed() if f[0] == arm)]}.values():
+        small_net(search.run_of(settings, name=name, seed=search.seeds[0]))
+
+
+def test_twenty_drawn_configurations_build(search: Search) -> None:
+    if not search.space:
+        assert search.budget.trials == len(search.fixed()), "nothing to draw, so the arms are all"
+        return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    seen = set()
+    for number in range(20):
+        values = search.suggest(study.ask())
+        seen.update(values)
+        for key, parameter in search.space.items():
+            assert (key in values) == parameter.holds(values), key
+        run = search.run_of(values, name=f"trial {number}", seed=0)
+        assert not run.is_output_only
+        small_net(run)
+    assert seen == set(search.space), "every key is drawn at least once"
+
+
+def test_sampled_trials_differ_from_the_baseline_in_the_method_or_its_rates_only(search: Search) -> None:
+    assert all(key.split(".")[0] in ("method", "optimizer") for key in search.space)
+    assert "optimizer.epochs" not in search.space, "a score of fewer epochs would not be comparable"
+
+
+def test_camvid_loads_with_its_shipped_settings(camvid: Path) -> None:
+    run = load_run(ROOT / "launch" / "camvid.yaml", [f"data.root={camvid}", "data.size=[64, 96]"])
+    samples = run.data.load("val")
+    net = build_net(run, num_classes=run.data.num_classes, size=(64, 96))
+    losses = net(torch.randn(2, 3, 64, 96), samples.labels[:2].long())
+    assert bool(torch.isfinite(losses.total))

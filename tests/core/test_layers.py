@@ -1,0 +1,319 @@
+from collections import Counter
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+
+from imachsr import IMacHSR, trace
+from imachsr.core.adapters import to_nchw
+from imachsr.core.layers import Trace, named_tensors, token_grid
+from tests.core import nets
+
+ARCHITECTURES = [
+    ("Unet", "resnet18"),
+    ("FPN", "resnet18"),
+    ("DeepLabV3Plus", "resnet18"),
+    ("PSPNet", "mobilenet_v2"),
+    ("Segformer", "mit_b0"),
+    ("Linknet", "mobilenet_v2"),
+]
+
+
+def addresses(model: nn.Module, height: int = 32, width: int = 32) -> list[str]:
+    return [layer.address for layer in trace(model, nets.images(1, height, width)).layers]
+
+
+def caught(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Every tensor of every call by address, read without the tracer, and the output."""
+    found: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def hook_of(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            counts[name] += 1
+            nth = f"#{counts[name]}" if counts[name] > 1 else ""
+            for key, tensor in named_tensors(output):
+                found[name + nth + (f"[{key}]" if key is not None else "")] = tensor
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in model.named_modules() if name]
+    output = model.train()(images)
+    for handle in handles:
+        handle.remove()
+    return found, output
+
+
+def test_a_norm_is_rewritten_by_the_in_place_activation_behind_it_which_stands_for_both() -> None:
+    assert addresses(nets.Norm(inplace=True)) == ["conv", "act"]
+    assert addresses(nets.Norm(inplace=False)) == ["conv", "norm", "act"]
+
+
+def test_an_output_that_is_rewritten_later_is_no_candidate() -> None:
+    assert addresses(nets.Norm(inplace=False, rewrites=True)) == ["conv", "act"]
+
+
+def test_each_call_of_a_reused_module_has_its_own_address() -> None:
+    assert addresses(nets.Reused()) == ["first", "act", "second", "act#2", "third", "act#3"]
+
+
+@pytest.mark.parametrize(("kind", "key"), [("tuple", "1"), ("list", "1"), ("dict", "big"), ("dataclass", "big")])
+def test_of_a_structured_output_the_largest_tensor_is_taken(kind: str, key: str) -> None:
+    layers = trace(nets.Structured(kind), nets.images()).layers
+    assert [layer.address for layer in layers] == ["stem", f"fork[{key}]"]
+    assert (layers[1].key, layers[1].channels, layers[1].height) == (key, 8, 32)
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict", "dataclass"])
+def test_a_tap_reads_inside_a_structured_output(kind: str) -> None:
+    torch.manual_seed(0)
+    net = IMacHSR(nets.Structured(kind), example=nets.images(), num_classes=3, standard=lambda found: [found.layers[1].address], loss="brier", beta=0)
+    losses = net(nets.images(), nets.labels())
+    (address,) = losses.side
+    tensors, _ = caught(net.backbone, nets.images())
+    assert torch.equal(losses.scale[address], tensors[address].detach().std())
+
+
+def test_of_modules_that_give_one_tensor_the_outermost_stands() -> None:
+    body = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3))), nn.Identity())
+    assert addresses(nn.Sequential(body, nn.Conv2d(8, 3, 1))) == ["0.0.0", "0"]
+
+
+def test_an_encoder_that_returns_its_stages_adds_no_candidate() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            one = self.one(x)
+            return [x, one, self.two(one)]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = Encoder(), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            _, one, two = self.encoder(x)
+            return self.head(one + nn.functional.interpolate(two, scale_factor=2))
+
+    assert addresses(Model()) == ["encoder.one", "encoder.two"]
+
+
+def test_two_tensors_of_one_operation_are_two_layers() -> None:
+    class Chunk(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x.chunk(2, 1)
+
+    class Take(nn.Module):
+        def forward(self, pair: tuple[Tensor, ...]) -> Tensor:
+            return pair[1]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.chunk, self.take, self.head = nn.Conv2d(3, 8, 1), Chunk(), Take(), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pair = self.chunk(self.body(x))
+            return self.head(self.take(pair) * pair[0])
+
+    assert addresses(Model()) == ["body", "chunk[0]", "take"]
+
+
+@pytest.mark.parametrize("channels", [3, 8, 24])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 64), (24, 32)])
+def test_channels_last_layers_are_told_by_their_axes_at_any_size(channels: int, height: int, width: int) -> None:
+    # 32x32 with 8 channels: [B, 8, 8, 8] is told from [B, C, h, w] by no shape of one size.
+    layers = {layer.address: layer for layer in trace(nets.ChannelsLast(channels), nets.images(2, height, width)).layers}
+    assert {name: layer.layout for name, layer in layers.items()} == {"patch": "NCHW", "norm": "NHWC", "mlp": "NHWC"}
+    assert {(layer.channels, layer.height, layer.width) for layer in layers.values()} == {(channels, height // 4, width // 4)}
+
+
+def test_half_as_many_channels_as_rows_are_no_rows() -> None:
+    # MobileNetV2 gives [B, 32, 64, 128] at 512x1024; here all is 8 times smaller.
+    (layer,) = trace(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 3, 1)), nets.images(1, 64, 128)).layers
+    assert (layer.layout, layer.channels, layer.height, layer.width) == ("NCHW", 4, 8, 16)
+
+
+def test_a_model_of_one_input_size_is_traced_at_that_size() -> None:
+    layers = trace(nets.OneSize(), nets.images(1, 32, 64)).layers
+    assert [(layer.address, layer.layout, layer.channels, layer.height, layer.width) for layer in layers] == [
+        ("body", "NCHW", 8, 16, 32),
+        ("act", "NCHW", 8, 16, 32),
+    ]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 64), (48, 64)])
+def test_tokens_form_the_grid_of_the_image_behind_their_prefix(prefix: int, height: int, width: int) -> None:
+    layers = trace(nets.Vit(prefix=prefix, blocks=2), nets.images(1, height, width)).layers
+    tokens = [layer for layer in layers if layer.layout == "BNC"]
+    # The attention map [B, heads, N, N] is no image, the last linear layer gives the output.
+    assert [layer.address for layer in tokens] == [
+        f"blocks.{block}{part}" for block in (0, 1) for part in (".norm", ".attention.qkv", ".attention", "")
+    ]
+    assert {layer.address for layer in layers if layer.layout != "BNC"} == {"patch"}
+    assert {(layer.channels, layer.height, layer.width) for layer in tokens} == {(c, height // 8, width // 8) for c in (8, 24)}
+
+
+def test_tokens_in_front_of_the_batch_are_told_apart() -> None:
+    layers = trace(nets.Vit(batch_first=False), nets.images(1, 32, 64)).layers
+    assert {layer.address: layer.layout for layer in layers}["outer.0"] == "NBC"
+
+
+@pytest.mark.parametrize(("tokens", "size", "grid"), [(197, (224, 224), (14, 14, 1)), (261, (256, 256), (16, 16, 5)), (96, (64, 96), (8, 12, 0))])
+def test_token_grid_of_known_models(tokens: int, size: tuple[int, int], grid: tuple[int, int, int]) -> None:
+    assert token_grid(tokens, size) == grid
+
+
+def test_tokens_without_a_grid_are_an_error() -> None:
+    with pytest.raises(ValueError, match="tokens must form a grid of the input's aspect, but got 220 tokens"):
+        token_grid(220, (64, 64))
+
+
+def test_to_nchw_puts_every_layout_in_the_same_order() -> None:
+    image = torch.arange(2 * 3 * 4 * 8.0).reshape(2, 3, 4, 8)
+    tokens = torch.cat([torch.full((2, 1, 3), -1.0), image.flatten(2).transpose(1, 2)], 1)
+    for layout, tensor in {"NCHW": image, "NHWC": image.permute(0, 2, 3, 1), "BNC": tokens, "NBC": tokens.transpose(0, 1)}.items():
+        assert torch.equal(to_nchw(tensor, layout, (32, 64)), image), layout
+
+
+def test_windows_folded_into_the_batch_are_no_candidate() -> None:
+    assert addresses(nets.Windowed()) == ["stem"]
+
+
+def test_a_branch_without_a_gradient_path_to_the_output_is_no_candidate() -> None:
+    assert addresses(nets.DeadBranch()) == ["alive"]
+
+
+@pytest.mark.parametrize("how", ["plain", "up", "interpolate", "softmax", "shuffle", "crop", "dict", "namespace"])
+def test_neither_the_output_nor_its_resize_nor_dropout_is_a_candidate(how: str) -> None:
+    # `inner` gives what its dropout gives, a tensor of its own.
+    assert addresses(nets.Wrapped(how)) == ["body", "inner"]
+
+
+def test_frozen_layers_are_no_candidates() -> None:
+    model = nets.Encoder()
+    model.stem.requires_grad_(False)
+    model.stage1.requires_grad_(False)
+    found = addresses(model)
+    assert found
+    assert not [name for name in found if name.startswith(("stem", "stage1"))]
+
+
+def test_the_probe_leaves_everything_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nets.Stateful()
+    model.frozen.eval()
+    model.body.weight.grad = torch.randn_like(model.body.weight)
+    handle = model.body.register_forward_hook(lambda *_: None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    buffers = {name: id(value) for name, value in model.named_buffers()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    grad, state = model.body.weight.grad.clone(), torch.get_rng_state()
+    example = nets.images(1)
+    trace(model, example)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
+    assert {name: id(value) for name, value in model.named_buffers()} == buffers
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(model.body.weight.grad, grad)
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["body.weight"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(len(module._forward_hooks) for module in model.modules()) == 1
+    assert torch.equal(example, nets.images(1))
+    handle.remove()
+
+
+def test_a_failing_forward_leaves_the_model_as_it_was() -> None:
+    model = nets.Norm(inplace=False)
+    model.head = nn.Conv2d(5, 3, 1)  # does not fit
+    model.eval()
+    before = model.norm.running_mean.clone()
+    with pytest.raises(RuntimeError, match="expected input"):
+        trace(model, nets.images())
+    assert not any(module.training or module._forward_hooks for module in model.modules())
+    assert torch.equal(model.norm.running_mean, before)
+
+
+def test_same_model_and_shape_give_the_same_layers_whatever_the_random_state() -> None:
+    model = nets.LayerDrop()
+    found: set[tuple[Any, ...]] = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        found.add(trace(model, nets.images(2, seed=seed)).layers)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "eval", "train"])
+def test_candidates_do_not_depend_on_the_mode_in_which_the_model_is_found(mode: str) -> None:
+    model = nets.Norm(inplace=False).train(mode == "train")
+    with torch.set_grad_enabled(mode != "no_grad"):
+        assert addresses(model) == ["conv", "norm", "act"]
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 3, 4, 32, 32), (0, 3, 32, 32)])
+def test_an_example_of_another_rank_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`example` must be images \[B, C, H, W\], but got a tensor of shape"):
+        trace(nets.Encoder(), torch.zeros(shape))
+
+
+def test_a_model_without_a_layer_to_supervise_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the model must have a layer to supervise, but none of its 1 module calls .*: Sequential at 32x32"):
+        trace(nn.Sequential(nn.Conv2d(3, 3, 1)), nets.images())
+
+
+def test_a_model_that_gives_no_scores_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"the model's output must be a tensor, a mapping with 'out', or have `\.logits`, but got SimpleNamespace"):
+        trace(nets.Wrapped("number"), nets.images())
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids="-".join)
+def traced(request: pytest.FixtureRequest) -> tuple[nn.Module, Trace]:
+    architecture, encoder = request.param
+    torch.manual_seed(0)
+    model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=3)
+    return model, trace(model, nets.images(1, 64, 64))
+
+
+def test_what_a_candidate_tells_is_true_of_its_tensor(traced: tuple[nn.Module, Trace]) -> None:
+    model, found = traced
+    tensors, _ = caught(model, nets.images(2, 64, 64))
+    assert len(found.layers) >= 10
+    modules = dict(model.named_modules())
+    for layer in found.layers:
+        image = to_nchw(tensors[layer.address], layer.layout, (64, 64))
+        assert tuple(image.shape) == (2, layer.channels, layer.height, layer.width), layer.address
+        assert layer.stride == 64 / layer.height
+        assert layer.cls == type(modules[layer.module]).__name__
+        assert layer.params == sum(p.numel() for p in modules[layer.module].parameters())
+        assert tensors[layer.address].requires_grad
+    assert [layer.order for layer in found.layers] == sorted({layer.order for layer in found.layers})
+
+
+def test_no_two_candidates_are_one_tensor(traced: tuple[nn.Module, Trace]) -> None:
+    model, found = traced
+    tensors, _ = caught(model, nets.images(2, 64, 64))
+    assert len({(tensors[layer.address].data_ptr(), tensors[layer.address].shape) for layer in found.layers}) == len(found.layers)
+
+
+def test_every_candidate_reaches_the_output(traced: tuple[nn.Module, Trace]) -> None:
+    model, found = traced
+    tensors, output = caught(model, nets.images(2, 64, 64))
+    grads = torch.autograd.grad(output.square().sum(), [tensors[layer.address] for layer in found.layers], allow_unused=True)
+    assert [layer.address for layer, grad in zip(found.layers, grads, strict=True) if grad is None] == []
+
+
+@pytest.mark.parametrize("loss", ["prototype", "dice"])
+def test_a_train_step_is_finite_and_reaches_every_adapter(traced: tuple[nn.Module, Trace], loss: str) -> None:
+    net = IMacHSR(traced[0], example=nets.images(1, 64, 64), num_classes=3, loss=loss)
+    losses = net(nets.images(2, 64, 64), nets.labels(2, 64, 64))
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    assert len(losses.side) == len(losses.entropy) == 3
+    for adapter in net.adapters:
+        assert float(adapter.weight.grad.abs().sum()) > 0

@@ -1,0 +1,545 @@
+import copy
+import gc
+import math
+import pickle
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import imachsr
+from imachsr import CrossEntropy, Dice, ExplicitStandard, IMacHSR, InfoNCE, MiVariational, OutputDice, ResolutionStandard
+from imachsr.core.adapters import to_nchw
+from imachsr.core.labels import TapLabels
+from imachsr.core.taps import MAX_CONSECUTIVE_MISSES
+from tests.core import nets
+
+STAGES = ExplicitStandard(layers=("stage1", "stage2"))
+
+
+def build(model: nn.Module | None = None, **knobs: Any) -> IMacHSR:
+    torch.manual_seed(0)
+    given = {"example": nets.images(), "num_classes": nets.NUM_CLASSES, "standard": STAGES, **knobs}
+    return IMacHSR(nets.Encoder() if model is None else model, **given)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in module.named_parameters()}
+
+
+# ---- the three lines ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_three_lines_train_a_known_model() -> None:
+    torch.manual_seed(0)
+    model = smp.Unet("resnet18", encoder_weights=None, classes=11)
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 11, (2, 64, 64))
+    keys = list(model.state_dict())
+
+    net = imachsr.IMacHSR(model, example=images, num_classes=11)
+    losses = net(images, labels)
+    losses.total.backward()
+
+    assert net.backbone is model
+    assert list(net.backbone.state_dict()) == keys
+    assert len(net.taps) == 3
+    assert list(losses.side) == list(losses.entropy) == [tap.layer.address for tap in net.taps]
+    assert losses.prediction.shape == (2, 11, 64, 64)
+    assert not losses.prediction.requires_grad
+    told = losses.output.item() + sum(
+        losses.weights[f"{group}/{address}"] * value.item() for group in ("side", "entropy") for address, value in getattr(losses, group).items()
+    )
+    assert losses.total.item() == pytest.approx(told, rel=1e-6)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_each_term_is_its_loss_of_its_adapted_tap() -> None:
+    net = build(loss=["dice", "brier"], alpha=0.4, beta=0.1)
+    images, labels = nets.images(), nets.labels(void=0.2)
+    caught: dict[str, Tensor] = {}
+    for name in ("stage1", "stage2"):
+        net.backbone.get_submodule(name).register_forward_hook(lambda _m, _a, out, name=name: caught.update({name: out}))
+    losses = net(images, labels)
+    at_taps = TapLabels(labels, 3, 255)
+    for index, (name, loss) in enumerate(zip(("stage1", "stage2"), net.losses, strict=True)):
+        at = at_taps.at(tuple(caught[name].shape[-2:]))
+        z = net.adapters[index](caught[name])
+        assert torch.equal(losses.side[name], loss(z, at, generator=torch.Generator()))
+        assert net.entropy is not None
+        assert torch.equal(losses.entropy[name], net.entropy(caught[name], at.valid))
+        assert torch.equal(losses.scale[name], caught[name].detach().std())
+    assert torch.equal(losses.output, F.cross_entropy(losses.prediction, labels, ignore_index=255))
+    assert losses.weights == {"side/stage1": 0.2, "side/stage2": 0.2, "entropy/stage1": 0.05, "entropy/stage2": 0.05}
+
+
+def test_images_alone_give_the_models_own_output_bit_by_bit() -> None:
+    for train in (True, False):
+        net = build(nets.Encoder(dropout=0.5)).train(train)
+        bare = copy.deepcopy(net.backbone)
+        torch.manual_seed(1)
+        ours = net(nets.images())
+        torch.manual_seed(1)
+        assert torch.equal(ours, bare(nets.images()))
+        torch.manual_seed(1)
+        assert torch.equal(net(nets.images(), nets.labels()).prediction, ours)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "prototype", "hsic"])
+def test_neither_building_nor_a_step_draws_from_the_global_random_state(loss: str) -> None:
+    model = nets.Encoder()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    net = IMacHSR(model, example=nets.images(), num_classes=3, standard=STAGES, loss=loss)
+    net(nets.images(), nets.labels()).total.backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_building_changes_nothing_in_the_model() -> None:
+    model = smp.Unet("resnet18", encoder_weights=None, classes=3).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    net = IMacHSR(model, example=torch.randn(1, 3, 64, 64), num_classes=3)
+    assert list(net.backbone.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+
+
+def test_adapters_depend_on_the_seed_only() -> None:
+    first, again, other = build(seed=1), build(seed=1), build(seed=2)
+    for a, b, c in zip(first.adapters.parameters(), again.adapters.parameters(), other.adapters.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.ndim == 1 or not torch.equal(a, c)
+
+
+# ---- weights and terms ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "groups"), [(0.4, 0.0, ["side"]), (0.0, 0.01, ["entropy"]), (0.4, 0.01, ["side", "entropy"]), (0.0, 0.0, [])]
+)
+def test_a_term_of_weight_zero_is_not_built(alpha: float, beta: float, groups: list[str]) -> None:
+    net = build(alpha=alpha, beta=beta)
+    losses = net(nets.images(), nets.labels())
+    assert [group for group in ("side", "entropy") if getattr(losses, group)] == groups
+    assert {key.split("/")[0] for key in losses.weights} == set(groups)
+    assert len(net.adapters) == len(net.losses) == (2 if "side" in groups else 0)
+    assert (net.entropy is not None) == ("entropy" in groups)
+    assert len(net.taps) == (2 if groups else 0)
+    assert sum(len(module._forward_hooks) for module in net.modules()) == len(net.taps)
+
+
+def test_no_entropy_is_built_when_none_is_asked_for() -> None:
+    losses = build(entropy=None, beta=0.5)(nets.images(), nets.labels())
+    assert losses.entropy == {}
+
+
+def test_side_losses_train_the_layers_up_to_their_tap_only() -> None:
+    net = build(standard=ExplicitStandard(layers=("stage1",)), beta=0.0)
+    net(nets.images(), nets.labels()).side["stage1"].backward()
+    reached = {name.split(".")[0] for name, grad in gradients(net.backbone).items() if grad is not None and bool(grad.any())}
+    assert reached == {"stem", "stage1"}
+
+
+def test_one_loss_a_tap() -> None:
+    net = build(loss=("dice", InfoNCE(temperature=0.2)))
+    assert net.losses == (Dice(), InfoNCE(temperature=0.2))
+    with pytest.raises(ValueError, match="`loss` must hold one loss a tap, but got 3 losses for 2 taps"):
+        build(loss=["dice", "brier", "hsic"])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "message"),
+    [
+        ({"num_classes": 1}, ValueError, "`num_classes >= 2` must hold, but got 1"),
+        ({"alpha": -1.0}, ValueError, "`alpha >= 0` must hold and be finite, but got -1.0"),
+        ({"loss": "dcie"}, ValueError, r"`loss` must be one of .*, but got 'dcie'; nearest: 'dice'"),
+        ({"loss": Dice}, TypeError, r"write Dice\(\)"),
+        ({"loss": nn.MSELoss()}, TypeError, "`loss` must have `family`, `make_adapter` and `__call__`, but got MSELoss"),
+        ({"entropy": "chanel"}, ValueError, "`entropy` must be one of"),
+        ({"standard": "detph"}, ValueError, "nearest: 'depth'"),
+        ({"standard": ExplicitStandard(layers=("stage3",))}, ValueError, r"'stage3' is no layer of this model; nearest: 'stage\d'"),
+        ({"example": torch.zeros(3, 32, 32)}, ValueError, "`example` must be images"),
+        ({"output_loss": "dice"}, TypeError, r"`output_loss` must be called \(output, labels, ignore_index=...\), but got 'dice'"),
+        ({"output_loss": OutputDice}, TypeError, "`output_loss` must be called"),
+        ({"loss": "mi_variational", "heterogeneity": "strict"}, ValueError, "a side loss must differ from the output loss"),
+        ({"heterogeneity": "maybe"}, ValueError, "`heterogeneity` must be one of"),
+    ],
+)
+def test_a_mistake_is_told_when_building(knobs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build(**knobs)
+
+
+def test_a_mistake_leaves_no_hook_behind() -> None:
+    model = nets.Encoder()
+    with pytest.raises(ValueError, match="`loss`"):
+        build(model, loss="dcie")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_one_family_is_warned_about_once_and_points_at_the_caller() -> None:
+    with pytest.warns(UserWarning, match="both of family 'log_score'") as caught:
+        IMacHSR(nets.Encoder(), example=nets.images(), num_classes=3, standard=STAGES, loss=["mi_variational", "mi_variational"])
+    assert [warning.filename for warning in caught] == [__file__]
+    build(loss="mi_variational", output_loss=OutputDice())
+    build(loss="mi_variational", heterogeneity="off")
+
+
+def test_fewer_taps_than_asked_for_are_warned_about_at_the_caller() -> None:
+    with pytest.warns(UserWarning, match="9 taps were asked for, but this model and rule offer 2") as caught:
+        IMacHSR(nets.Encoder(), example=nets.images(), num_classes=3, standard=ResolutionStandard(max_taps=9))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 32), (40, 56), (31, 33)])
+def test_images_of_another_size_than_the_example_are_fine(height: int, width: int) -> None:
+    losses = build()(nets.images(3, height, width), nets.labels(3, height, width))
+    assert bool(torch.isfinite(losses.total))
+    assert losses.prediction.shape == (3, 3, height, width)
+
+
+def test_labels_of_another_size_than_the_images_are_fine() -> None:
+    assert bool(torch.isfinite(build()(nets.images(), nets.labels(2, 20, 12)).total))
+
+
+def test_a_batch_without_a_valid_pixel_trains_nothing() -> None:
+    net = build(loss=["prototype", "dice"])
+    losses = net(nets.images(), torch.full((2, 32, 32), 255))
+    losses.total.backward()
+    assert losses.total.item() == 0
+    assert all(grad is not None and not bool(grad.any()) for grad in gradients(net).values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (nets.labels(3), ValueError, "`labels` must have one map an image, but got 3 for 2 images"),
+        (nets.labels().int(), TypeError, r"`labels` must be int64, but got torch.int32; use labels\.long\(\)"),
+        (nets.labels().unsqueeze(1), ValueError, r"`labels` must have shape \[B, H, W\], but got \(2, 1, 32, 32\)"),
+        (nets.labels() + 1, ValueError, r"`labels` must be in 0\.\.2 or 255 \(ignored\), but got 3 at"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()(nets.images(), labels)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"alpha": 0.0, "beta": 0.0}])
+def test_a_model_of_another_number_of_classes_is_refused(knobs: dict[str, Any]) -> None:
+    net = build(num_classes=5, **knobs)
+    with pytest.raises(ValueError, match="the model must give `num_classes` = 5 scores a pixel, but gives 3"):
+        net(nets.images(), nets.labels())
+
+
+def test_an_own_output_loss_may_read_a_single_score() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+    def binary(output: Tensor, labels: Tensor, *, ignore_index: int) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output[:, 0], labels.float())
+
+    net = IMacHSR(model, example=nets.images(), num_classes=2, standard=lambda _: ["1"], output_loss=binary)
+    labels = nets.labels().clamp(max=1)
+    assert torch.equal(net(nets.images(), labels).output, F.binary_cross_entropy_with_logits(model(nets.images())[:, 0], labels.float()))
+
+
+@pytest.mark.parametrize("how", ["dict", "namespace"])
+def test_structured_outputs_are_trained_through_their_scores(how: str) -> None:
+    net = IMacHSR(nets.Wrapped(how), example=nets.images(), num_classes=3, standard=lambda _: ["body"], output_loss=CrossEntropy(aux_weight=0.5))
+    losses = net.eval()(nets.images(), nets.labels())
+    given = net(nets.images())
+    scores = given["out"] if how == "dict" else given.logits
+    expected = F.cross_entropy(scores, nets.labels())
+    if how == "dict":
+        aux = F.interpolate(given["aux"], size=(32, 32), mode="bilinear", align_corners=False)
+        expected = expected + 0.5 * F.cross_entropy(aux, nets.labels())
+    torch.testing.assert_close(losses.output, expected)
+    assert torch.equal(losses.prediction, scores)
+
+
+def test_another_ignored_label_reaches_every_term() -> None:
+    labels = nets.labels(void=0.3)
+    ours = build(ignore_index=99)(nets.images(), torch.where(labels == 255, 99, labels))
+    assert torch.equal(ours.total, build()(nets.images(), labels).total)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "tokens", "tokens first"])
+def test_taps_of_every_layout_train(layout: str) -> None:
+    model: nn.Module = nets.ChannelsLast(8) if layout == "nhwc" else nets.Vit(prefix=1, blocks=2, batch_first=layout == "tokens")
+    address = {"nhwc": "mlp", "tokens": "blocks.0", "tokens first": "outer.0"}[layout]
+    net = IMacHSR(model, example=nets.images(2, 32, 64), num_classes=3, standard=lambda _: [address], loss="brier")
+    caught: list[Tensor] = []
+    handle = model.get_submodule(address).register_forward_hook(lambda _m, _a, out: caught.append(out))
+    losses = net(nets.images(2, 32, 64), nets.labels(2, 32, 64))
+    handle.remove()
+    losses.total.backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    image = to_nchw(caught[0], net.taps[0].layer.layout, (32, 64))
+    assert tuple(image.shape) == (2, net.taps[0].layer.channels, net.taps[0].layer.height, net.taps[0].layer.width)
+    at = TapLabels(nets.labels(2, 32, 64), 3, 255).at(tuple(image.shape[-2:]))
+    torch.testing.assert_close(losses.side[address], net.losses[0](net.adapters[0](image), at, generator=torch.Generator()))
+
+
+def test_without_gradients_the_terms_are_the_same_and_need_none() -> None:
+    net = build().eval()
+    with_gradients = net(nets.images(), nets.labels())
+    with torch.no_grad():
+        without = net(nets.images(), nets.labels())
+    assert torch.equal(without.total, with_gradients.total)
+    assert not without.total.requires_grad
+    assert list(without.side) == list(with_gradients.side)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_another_precision_gets_adapters_in_it(dtype: torch.dtype) -> None:
+    net = build(nets.Encoder().to(dtype), example=nets.images().to(dtype))
+    losses = net(nets.images().to(dtype), nets.labels())
+    losses.total.backward()
+    assert {parameter.dtype for parameter in net.parameters()} == {dtype}
+    assert bool(torch.isfinite(losses.total))
+
+
+def test_under_autocast_the_losses_stay_in_float32_and_near() -> None:
+    net = build(loss=["prototype", "hsic"])
+    exact = net(nets.images(), nets.labels())
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = net(nets.images().contiguous(memory_format=torch.channels_last), nets.labels())
+    coarse.total.backward()
+    for value in (coarse.total, coarse.output, *coarse.side.values(), *coarse.entropy.values()):
+        assert value.dtype == torch.float32
+    assert coarse.total.item() == pytest.approx(exact.total.item(), rel=0.05)
+
+
+# ---- taps that go wrong ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missed_tap_is_counted_and_the_others_go_on() -> None:
+    net = build()
+    net.backbone.is_skipped = True
+    losses = net(nets.images(), nets.labels())
+    assert list(losses.side) == list(losses.entropy) == ["stage1"]
+    assert losses.weights == {"side/stage1": 0.2, "entropy/stage1": 0.005}
+    assert net.misses == {"stage2": 1}
+
+
+def test_a_tap_missed_too_often_in_a_row_is_an_error() -> None:
+    net = build()
+
+    def step() -> None:
+        with torch.no_grad():
+            net(nets.images(), nets.labels())
+
+    net.backbone.is_skipped = True
+    for _ in range(MAX_CONSECUTIVE_MISSES - 1):
+        step()
+    net.backbone.is_skipped = False
+    step()  # it fires: the row begins anew, the count stays
+    assert net.misses == {"stage2": 19}
+    net.backbone.is_skipped = True
+    for _ in range(MAX_CONSECUTIVE_MISSES - 1):
+        step()
+    with pytest.raises(RuntimeError, match="tap 'stage2' must fire, but was missed by 20 consecutive forwards; choose another layer"):
+        step()
+
+
+def test_of_a_reused_module_each_call_is_missed_alone() -> None:
+    net = IMacHSR(nets.Reused(), example=nets.images(), num_classes=3, standard=lambda _: ["act", "act#2", "act#3"])
+    net.backbone.num_calls = 2
+    assert list(net(nets.images(), nets.labels()).side) == ["act", "act#2"]
+    assert net.misses == {"act#3": 1}
+
+
+def test_more_calls_of_a_module_than_traced_are_refused() -> None:
+    net = IMacHSR(nets.Reused(), example=nets.images(), num_classes=3, standard=lambda _: ["act#2", "act#3"])
+    net.backbone.num_calls = 5
+    with pytest.raises(RuntimeError, match="module 'act' of tap 'act#2' must be called at most 3 times, as in the trace, but was called 5 times"):
+        net(nets.images(), nets.labels())
+
+
+def test_a_tap_rewritten_in_place_is_refused() -> None:
+    net = build()
+    net.backbone.is_rewritten = True
+    with pytest.raises(RuntimeError, match="the output of tap 'stage2' must not change after its module returns, but it was rewritten in place"):
+        net(nets.images(), nets.labels())
+    net.backbone.is_rewritten = False
+    net(nets.images(), nets.labels())  # nothing of the failed step is left
+
+
+def test_a_tap_behind_frozen_layers_is_refused() -> None:
+    net = build()
+    net.backbone.stem.requires_grad_(False)
+    net.backbone.stage1.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="the output of tap 'stage1' must require a gradient, but it does not: the layers before it are frozen"):
+        net(nets.images(), nets.labels())
+
+
+def test_a_tap_inside_reentrant_checkpointing_is_refused() -> None:
+    net = build(standard=ExplicitStandard(layers=("stage1", "stage2.0")))
+    net.backbone.reentrant = True
+    with pytest.raises(RuntimeError, match=r"tap 'stage2\.0' must require a gradient, .* \(pass use_reentrant=False\)"):
+        net(nets.images(), nets.labels())
+
+
+@pytest.mark.parametrize(("reentrant", "layers"), [(False, ("stage1", "stage2")), (False, ("stage2.0",)), (True, ("stage1", "stage2"))])
+def test_checkpointing_gives_the_same_gradients(reentrant: bool, layers: tuple[str, ...]) -> None:
+    plain, checkpointed = (build(standard=ExplicitStandard(layers=layers)) for _ in range(2))
+    checkpointed.backbone.reentrant = reentrant
+    for net in (plain, checkpointed):
+        net(nets.images(), nets.labels()).total.backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(checkpointed)[name], grad)
+    # The hook fires again in the backward pass; the next step must not see it.
+    assert list(checkpointed(nets.images(), nets.labels()).side) == list(layers)
+
+
+def watched(net: IMacHSR) -> "list[weakref.ref[Tensor]]":
+    """References to what stage1 gives, filled as it runs."""
+    given: list[weakref.ref[Tensor]] = []
+    net.backbone.stage1.register_forward_hook(lambda _m, _a, out: given.append(weakref.ref(out)))
+    return given
+
+
+def test_nothing_caught_outlives_the_step() -> None:
+    net = build()
+    given = watched(net)
+    net(nets.images())
+    gc.collect()
+    assert [reference() for reference in given] == [None]
+    net(nets.images(), nets.labels())
+    gc.collect()
+    assert [reference() for reference in given] == [None, None]
+
+
+def test_an_error_in_the_model_leaves_nothing_caught() -> None:
+    net = build()
+    given = watched(net)
+    head, net.backbone.head = net.backbone.head, nn.Conv2d(99, 3, 1)  # does not fit
+    try:
+        net(nets.images(), nets.labels())
+    except RuntimeError as error:
+        assert "channels" in str(error)  # noqa: PT017  (pytest.raises would keep the frames, and with them the tensor)
+    gc.collect()
+    assert [reference() for reference in given] == [None]
+    net.backbone.head = head
+    assert list(net(nets.images(), nets.labels()).side) == ["stage1", "stage2"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda net: net.adapters[1].weight, "side loss of tap 'stage2' is nan"),
+        (lambda net: net.backbone.head.weight, "output loss is nan"),
+        (lambda net: net.backbone.stage2[1].norm.weight, "output loss is nan; side loss of tap 'stage2' is nan; entropy term of tap 'stage2' is nan"),
+    ],
+)
+def test_a_term_that_is_not_finite_is_named(spoil: Callable[[IMacHSR], Tensor], message: str) -> None:
+    net = build(loss="brier")
+    with torch.no_grad():
+        spoil(net).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=f"every term must be finite, but {message}; lower the learning rate"):
+        net(nets.images(), nets.labels())
+
+
+# ---- copies and checkpoints -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["deepcopy", "pickle"])
+def test_a_copy_reads_its_own_layers(how: Callable[[IMacHSR], IMacHSR]) -> None:
+    net = build(loss=InfoNCE(anchors=8))
+    net(nets.images(), nets.labels())
+    twin = how(net)
+    ours, theirs = net(nets.images(), nets.labels()), twin(nets.images(), nets.labels())
+    assert torch.equal(ours.total, theirs.total)
+    theirs.total.backward()
+    assert all(grad is None for grad in gradients(net).values())
+    assert all(grad is not None for grad in gradients(twin).values())
+
+
+def test_a_state_dict_restores_the_weights_and_the_sampling_of_pixels() -> None:
+    def steps(net: IMacHSR, count: int) -> list[float]:
+        return [net(nets.images(), nets.labels()).total.item() for _ in range(count)]
+
+    net, fresh = build(loss=InfoNCE(anchors=8)), build(loss=InfoNCE(anchors=8))
+    begin = steps(net, 2)
+    assert begin[0] != begin[1]  # each step samples other pixels
+    fresh.load_state_dict(net.state_dict())
+    assert steps(fresh, 2) == steps(net, 2)
+    assert steps(build(loss=InfoNCE(anchors=8)), 2) == begin
+
+
+def test_evaluation_does_not_move_the_sampling_of_pixels() -> None:
+    net, other = build(loss=InfoNCE(anchors=8)), build(loss=InfoNCE(anchors=8))
+    net.eval()(nets.images(), nets.labels())
+    assert torch.equal(net.train()(nets.images(), nets.labels()).total, other(nets.images(), nets.labels()).total)
+
+
+def test_a_model_may_be_wrapped_twice() -> None:
+    model = nets.Encoder()
+    first, second = build(model), build(model, standard=ExplicitStandard(layers=("stage2",)))
+    assert list(first(nets.images(), nets.labels()).side) == ["stage1", "stage2"]
+    assert list(second(nets.images(), nets.labels()).side) == ["stage2"]
+
+
+@pytest.fixture
+def _compiler() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        torch._dynamo.reset()
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.parametrize("what", [pytest.param("net", marks=pytest.mark.slow), "backbone"])
+def test_taps_fire_in_a_compiled_model(what: str) -> None:
+    plain, compiled = build(), build()
+    if what == "net":
+        run: Any = torch.compile(compiled, backend="eager")
+    else:
+        run = compiled
+        compiled.backbone.compile(backend="eager")
+    for _ in range(2):
+        ours, theirs = run(nets.images(), nets.labels()), plain(nets.images(), nets.labels())
+        assert list(ours.side) == ["stage1", "stage2"]
+        torch.testing.assert_close(ours.total, theirs.total)
+    ours.total.backward()
+    theirs.total.backward()
+    for name, grad in gradients(plain).items():
+        torch.testing.assert_close(gradients(compiled)[name], grad)
+
+
+# ---- what the caller brings -----------------------------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """A side loss that is not hashable."""
+
+    family: ClassVar[str] = "log_score"
+    __hash__ = None  # type: ignore[assignment]
+
+    def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+        return MiVariational().make_adapter(channels, num_classes, generator)
+
+    def __call__(self, z: Tensor, labels: Any, *, generator: torch.Generator) -> Tensor:
+        return MiVariational()(z, labels, generator=generator)
+
+
+def test_any_object_of_the_right_form_is_a_side_loss() -> None:
+    ours = build(loss=Plain(), heterogeneity="off")(nets.images(), nets.labels())
+    assert torch.equal(ours.total, build(loss="mi_variational", heterogeneity="off")(nets.images(), nets.labels()).total)
+
+
+def test_the_initial_score_of_equal_shares_is_what_theory_says() -> None:
+    net = build(loss="mi_variational", heterogeneity="off", beta=0.0)
+    with torch.no_grad():
+        for adapter in net.adapters:
+            adapter.weight.zero_()
+    for value in net(nets.images(), nets.labels(void=0.3)).side.values():
+        assert value.item() == pytest.approx(math.log(3), rel=1e-5)

@@ -1,0 +1,201 @@
+"""The cache of decoded arrays: atomic, shared, private to write to, and never out of date."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imachsr.data.images import Pair, cache_folder, load_pairs
+from imachsr.data.samples import Samples
+from tests.data.files import mask, write_image, write_mask
+
+SIZE = (40, 50)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    return [(write_image(tmp_path / "i" / f"{n}.png", n), write_mask(tmp_path / "m" / f"{n}.png", mask(3, n))) for n in range(3)]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def load(pairs: list[Pair], cache: Path, **settings: object) -> Samples:
+    return load_pairs(pairs, **{"size": SIZE, "num_classes": 3, "cache": str(cache), **settings})  # type: ignore[arg-type]
+
+
+def entries(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir()}
+
+
+def test_the_cache_is_given_or_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder("~/here") == tmp_path / "here"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder(None) == tmp_path / "xdg" / "imachsr"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder(None) == tmp_path / ".cache" / "imachsr"
+
+
+def test_a_second_load_maps_the_same_two_files(pairs: list[Pair], cache: Path) -> None:
+    first = load(pairs, cache)
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(written) == 2
+    second = load(pairs, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+
+
+def test_the_order_of_the_pairs_is_kept(pairs: list[Pair], cache: Path) -> None:
+    forward, backward = load(pairs, cache), load(pairs[::-1], cache)
+    assert backward.names == forward.names[::-1]
+    assert torch.equal(backward.images, forward.images.flip(0))
+
+
+def test_writing_to_a_loaded_tensor_changes_no_other_load(pairs: list[Pair], cache: Path) -> None:
+    first = load(pairs, cache)
+    kept = first.images.clone(), first.labels.clone()
+    first.images.zero_()
+    first.labels.fill_(255)
+    second = load(pairs, cache)
+    assert torch.equal(second.images, kept[0])
+    assert torch.equal(second.labels, kept[1])
+
+
+def test_a_changed_file_is_decoded_again(pairs: list[Pair], cache: Path) -> None:
+    before = load(pairs, cache)
+    write_image(pairs[1][0], seed=9)
+    after = load(pairs, cache)
+    assert torch.equal(before.images[0], after.images[0])
+    assert not torch.equal(before.images[1], after.images[1])
+    assert len(entries(cache)) == 4
+
+
+def test_a_changed_mask_of_equal_length_is_decoded_again(pairs: list[Pair], cache: Path) -> None:
+    load(pairs, cache)
+    changed = mask(3, 2)
+    changed[0, 0] = (changed[0, 0] + 1) % 3
+    old = pairs[2][1].stat()
+    write_mask(pairs[2][1], changed)
+    os.utime(pairs[2][1], ns=(old.st_atime_ns, old.st_mtime_ns + 1))
+    assert load(pairs, cache).labels[2, 0, 0] == changed[0, 0]
+
+
+@pytest.mark.parametrize("settings", [{"size": (32, 32)}, {"num_classes": 4}, {"ignore": {2: 255}}])
+def test_other_settings_have_arrays_of_their_own(pairs: list[Pair], cache: Path, settings: dict[str, object]) -> None:
+    load(pairs, cache)
+    before = entries(cache)
+    load(pairs, cache, **settings)
+    assert len(entries(cache) - before) == 2
+    assert before <= entries(cache)
+
+
+def test_labels_are_replaced_all_at_once(pairs: list[Pair], cache: Path) -> None:
+    labels = load(pairs, cache, ignore={0: 1, 1: 0}).labels
+    for index in range(3):
+        assert labels[index].tolist() == np.array([1, 0, 2])[mask(3, index)].tolist()
+
+
+def test_fewer_pairs_have_arrays_of_their_own(pairs: list[Pair], cache: Path) -> None:
+    load(pairs, cache)
+    assert len(load(pairs[:2], cache)) == 2
+    assert len(load(pairs, cache)) == 3
+
+
+def test_a_lost_array_is_made_again(pairs: list[Pair], cache: Path) -> None:
+    before = load(pairs, cache).labels.clone()
+    next(cache.glob("*-labels.npy")).unlink()
+    assert torch.equal(load(pairs, cache).labels, before)
+
+
+def _load_in_child(pairs: list[Pair], cache: Path, barrier: "multiprocessing.synchronize.Barrier", queue: "multiprocessing.Queue[object]") -> None:
+    barrier.wait()
+    samples = load(pairs, cache)
+    queue.put((samples.images.long().sum().item(), samples.labels.long().sum().item()))
+
+
+def test_several_processes_at_once_read_the_same(pairs: list[Pair], cache: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(4), context.Queue()
+    children = [context.Process(target=_load_in_child, args=(pairs, cache, barrier, queue)) for _ in range(4)]
+    for child in children:
+        child.start()
+    found = {queue.get(timeout=60) for _ in children}
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    alone = load(pairs, cache)
+    assert found == {(alone.images.long().sum().item(), alone.labels.long().sum().item())}
+    assert len(entries(cache)) == 2
+
+
+SLOW_WRITER = """
+    import sys, time
+    from pathlib import Path
+    import numpy as np
+    from imachsr.data import images
+    save = np.save
+    def slowly(file, array):
+        file.write(b"half of a file")
+        file.flush()
+        print("writing", flush=True)
+        time.sleep(60)
+    np.save = slowly
+    images.load_pairs([(Path(sys.argv[1]), Path(sys.argv[2]))], size=(40, 50), num_classes=3, cache=sys.argv[3])
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_no_half_array(pairs: list[Pair], cache: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(SLOW_WRITER), *map(str, pairs[0]), str(cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        child.send_signal(signal.SIGKILL)
+    assert not list(cache.glob("*.npy"))
+    started = time.monotonic()
+    assert len(load(pairs[:1], cache)) == 1
+    assert time.monotonic() - started < 10, "no lock of the dead process is waited for"
+
+
+FULL_DISK = """
+    import resource, sys
+    from pathlib import Path
+    from imachsr.data.images import load_pairs
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        load_pairs([(Path(sys.argv[1]), Path(sys.argv[2]))], size=(40, 50), num_classes=3, cache=sys.argv[3])
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_cannot_grow_is_told_and_leaves_nothing(pairs: list[Pair], cache: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), *map(str, pairs[0]), str(cache)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"cache folder {cache} must take 0.0 MB, but: " in said
+    assert "set data.cache or XDG_CACHE_HOME to another" in said
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_is_no_folder_is_told(pairs: list[Pair], cache: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(ValueError, match=rf"cache folder {cache} must take .* MB, but: .*exists.*; set data.cache or XDG_CACHE_HOME"):
+        load(pairs, cache)
+
+
+def test_a_broken_file_leaves_no_array(pairs: list[Pair], cache: Path) -> None:
+    pairs[2][0].write_bytes(b"broken")
+    with pytest.raises(ValueError, match="must be a readable image"):
+        load(pairs, cache)
+    assert not cache.exists() or not entries(cache)

@@ -1,0 +1,135 @@
+"""The selection split: neighbouring video frames are never on both sides."""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from imachsr.data.camvid import CamVid
+from imachsr.data.samples import Samples
+from imachsr.data.splits import Selection, block_split, sequence_of
+
+
+def frames(**counts: int) -> list[str]:
+    return [f"{name}_{index:05d}" for name, count in counts.items() for index in range(count)]
+
+
+def positions(names: list[str] | tuple[str, ...], chosen: list[int]) -> dict[str, list[int]]:
+    """Place of every chosen frame within its sequence."""
+    seen: dict[str, int] = defaultdict(int)
+    found: dict[str, list[int]] = defaultdict(list)
+    members = set(chosen)
+    for index, name in enumerate(names):
+        if index in members:
+            found[sequence_of(name)].append(seen[sequence_of(name)])
+        seen[sequence_of(name)] += 1
+    return found
+
+
+def runs(places: list[int]) -> int:
+    return sum(1 for here, before in zip(places, [-2, *places], strict=False) if here != before + 1)
+
+
+def drawn(seed: int) -> tuple[list[str], float, int, int]:
+    draw = random.Random(seed)
+    names = frames(**{f"s{i}": draw.randint(1, 120) for i in range(draw.randint(1, 4))})
+    if draw.random() < 0.3:
+        names.sort(key=lambda name: name.split("_")[1])  # sequences interleaved, each in order of time
+    return names, draw.uniform(0.05, 0.95), draw.randint(1, 7), draw.randint(0, 4)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_properties_hold_for_drawn_settings(seed: int) -> None:
+    names, fraction, blocks, guard = drawn(seed)
+    try:
+        train, select = block_split(names, fraction=fraction, blocks=blocks, guard=guard)
+    except ValueError as error:
+        assert "both sides must keep samples" in str(error)  # noqa: PT017
+        return
+    assert train == sorted(set(train))
+    assert select == sorted(set(select))
+    assert set(train).isdisjoint(select)
+    assert set(train) | set(select) <= set(range(len(names)))
+    trained, selected = positions(names, train), positions(names, select)
+    counts = {sequence: sum(sequence_of(name) == sequence for name in names) for sequence in map(sequence_of, names)}
+    for sequence, count in counts.items():
+        wanted = round(count * fraction)
+        assert len(selected[sequence]) == wanted
+        assert runs(selected[sequence]) <= min(blocks, wanted)
+        distance = min((abs(a - b) for a in trained[sequence] for b in selected[sequence]), default=guard + 1)
+        assert distance > guard
+        dropped = count - len(trained[sequence]) - len(selected[sequence])
+        assert dropped <= 2 * guard * min(blocks, wanted)
+
+
+def test_blocks_are_spread_over_the_sequence() -> None:
+    train, select = block_split(frames(a=100), fraction=0.2, blocks=4, guard=0)
+    assert select == [*range(10, 15), *range(35, 40), *range(60, 65), *range(85, 90)]
+    assert len(train) == 80
+
+
+def test_a_guard_drops_frames_on_either_side() -> None:
+    train, select = block_split(frames(a=20), fraction=0.2, blocks=1, guard=2)
+    assert select == [8, 9, 10, 11]
+    assert train == [*range(6), *range(14, 20)]
+
+
+def test_a_guard_does_not_reach_into_another_sequence() -> None:
+    # Two frames of b are too few for a block; the block of a lies around them in the list.
+    names = ["a_0", "a_1", "a_2", "b_0", "a_3", "b_1", "a_4", "a_5", "a_6", "a_7"]
+    train, select = block_split(names, fraction=0.25, blocks=1, guard=2)
+    assert [names[index] for index in select] == ["a_3", "a_4"]
+    assert [names[index] for index in train] == ["a_0", "b_0", "b_1", "a_7"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": 0.0}, "`0 < fraction < 1` must hold, but got 0.0"),
+        ({"fraction": 1.0}, "`0 < fraction < 1` must hold, but got 1.0"),
+        ({"fraction": float("nan")}, "`0 < fraction < 1` must hold, but got nan"),
+        ({"blocks": 0}, "`blocks >= 1` and `guard >= 0` must hold, but got 0 and 2"),
+        ({"guard": -1}, "`blocks >= 1` and `guard >= 0` must hold, but got 4 and -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        block_split(frames(a=50), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        Selection(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("count", "guard", "sides"), [(1, 0, "1 to train on and 0"), (8, 5, "0 to train on and 2"), (0, 0, "0 to train on and 0")])
+def test_an_empty_side_is_refused_and_told(count: int, guard: int, sides: str) -> None:
+    with pytest.raises(ValueError, match=f"both sides must keep samples, but {count} samples .* leave {sides}"):
+        block_split(frames(a=count), guard=guard)
+
+
+def test_a_selection_keeps_image_label_and_name_together() -> None:
+    count = 24
+    numbers = torch.arange(count, dtype=torch.uint8)
+    samples = Samples(
+        images=numbers.view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(),
+        labels=numbers.view(-1, 1, 1).expand(-1, 32, 32).contiguous(),
+        names=tuple(frames(a=count)),
+    )
+    sides = Selection(fraction=0.25, blocks=2, guard=1).split(samples)
+    assert sum(map(len, sides)) == count - 4
+    for side in sides:
+        for image, labels, name in zip(side.images, side.labels, side.names, strict=True):
+            assert image.unique().tolist() == labels.unique().tolist() == [int(name.split("_")[1])]
+
+
+@pytest.mark.parametrize("guard", [1, 2, 3])
+def test_on_real_video_no_selected_frame_has_a_training_neighbour(camvid: Path, guard: int) -> None:
+    names = CamVid(root=str(camvid)).load("train").names
+    train, select = block_split(names, guard=guard)
+    trained, selected = positions(names, train), positions(names, select)
+    assert set(trained) == set(selected) == {"0001TP", "0006R0", "0016E5"}
+    for sequence in selected:
+        assert min(abs(a - b) for a in trained[sequence] for b in selected[sequence]) > guard
+        order = [int(name.rpartition("_")[2].lstrip("f")) for name in names if sequence_of(name) == sequence]
+        assert order == sorted(order), "neighbours in the list are neighbours in time"
+    assert 0.2 < len(select) / len(names) < 0.3

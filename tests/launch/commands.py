@@ -1,0 +1,28 @@
+"""Command lines of documents and job files, read as the command line itself reads them."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from imachsr.cli import app
+from imachsr.config import load_run
+from imachsr.search.space import load_search
+
+
+def parse(line: str) -> tuple[str, dict[str, Any]]:
+    """Command and its parameters; ends as a mistake would when an option does not exist or a value does not fit."""
+    words = shlex.split(line, comments=True)
+    words = words[words.index("imachsr") + 1 :]
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    return words[0], command.make_context(words[0], words[1:]).params
+
+
+def check_settings(name: str, params: dict[str, Any], root: Path) -> None:
+    """The settings file of a search or a training exists, and takes the overrides."""
+    config, overrides = root / params["config"], params["overrides"] or []
+    if name == "search":
+        load_search(config, overrides)
+    else:
+        load_run(config, overrides)

@@ -1,0 +1,331 @@
+"""The scripts, run for real in a copy of the project's launch folder; only what they start is replaced by a recorder."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
+Ran = subprocess.CompletedProcess[str]
+Run = Callable[..., Ran]
+
+RECORDER = """#!{python}
+import json, os, subprocess, sys
+name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open({log!r}, "a") as file:
+    env = {{key: os.environ[key] for key in ("RAY_ADDRESS", "IMACHSR_CAMVID") if key in os.environ}}
+    file.write(json.dumps({{"name": name, "args": args, "cwd": os.getcwd(), **env}}) + chr(10))
+if name == "scontrol":
+    print("node1\\nnode2\\nnode3")
+if name == "srun" and "hostname" in args:
+    print("10.0.0.7 fe80::1")
+# Remote shells: ray exec runs its text on the head, ray job submit runs its words as the head's shell reads them.
+if name == "ray" and args[:1] == ["exec"]:
+    sys.exit(subprocess.call(["bash", "-c", args[2].replace("/home/ray/imachsr", os.getcwd())]))
+if name == "ray" and args[:2] == ["job", "submit"]:
+    sys.exit(subprocess.call(subprocess.list2cmdline(args[args.index("--") + 1 :]), shell=True))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The files that the scripts need, in a folder with a space in its name."""
+    folder = tmp_path / "the project"
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    shutil.copytree(ROOT / ".ci", folder / ".ci")
+    for name in ("requirements.lock", "pyproject.toml", "cluster.yaml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def log(copy: Path, tmp_path: Path) -> Callable[[], list[dict[str, object]]]:
+    """An environment that counts as installed, whose programs write down how they were called."""
+    log = tmp_path / "log"
+    bin_ = copy / ".venv" / "bin"
+    bin_.mkdir(parents=True)
+    for name in ("imachsr", "python", "ray", "ruff", "mypy", "lint-imports", "srun", "scontrol", "sleep"):
+        (bin_ / name).write_text(RECORDER.format(python=sys.executable, log=str(log)))
+        (bin_ / name).chmod(0o755)
+    stamp = hashlib.sha256((copy / "requirements.lock").read_bytes() + (copy / "pyproject.toml").read_bytes()).hexdigest()
+    (copy / ".venv" / "installed").write_text(stamp + "\n")
+    return lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def run(script: Path, *args: str, cwd: Path | None = None, **env: str) -> Ran:
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "CLUSTER", "RAY_API_SERVER_ADDRESS", "IMACHSR_CAMVID")}
+    return subprocess.run(["bash", str(script), *args], cwd=cwd, env={**kept, **env}, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(script: Path) -> None:
+    found = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_has_no_complaint(script: Path) -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    found = subprocess.run(["shellcheck", "--severity=warning", "--shell=bash", str(script)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "environment.sh"], ids=lambda path: path.name)
+def test_it_stops_at_the_first_failure_and_can_be_started(script: Path) -> None:
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+    assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
+
+
+@pytest.mark.parametrize("name", ["search.sh", "train.sh", "cluster.sh"])
+def test_without_arguments_it_says_how_it_is_used(name: str, copy: Path) -> None:
+    found = run(copy / "launch" / name)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert f"Usage: ./launch/{name} " in found.stderr
+    assert not (copy / ".venv").exists()
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("name", ["search.sh", "train.sh", "cluster.sh", "quickstart.sh", "test.sh"])
+def test_help_is_no_failure_and_installs_nothing(name: str, option: str, copy: Path) -> None:
+    found = run(copy / "launch" / name, option)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert f"Usage: ./launch/{name} " in found.stdout
+    assert not (copy / ".venv").exists()
+
+
+def test_an_unknown_action_is_answered_with_the_known_ones(copy: Path) -> None:
+    found = run(copy / "launch/cluster.sh", "upp")
+    assert found.returncode == 2
+    for action in ("up", "submit", "train", "dashboard", "down"):
+        assert f"./launch/cluster.sh {action}" in found.stderr
+
+
+# environment.sh
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_missing_python_is_named_and_an_environment_that_is_there_is_left_alone(copy: Path) -> None:
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / "installed").write_text("of an older lock\n")
+    before = snapshot(copy)
+    found = run(copy / "launch/search.sh", "x.yaml", PYTHON="no-such-python")
+    assert found.returncode == 2
+    assert "error: Python 3.11, 3.12 or 3.13 must be installed, but none of no-such-python is; set PYTHON=/path/to/python" in found.stderr
+    assert snapshot(copy) == before
+
+
+@pytest.mark.skipif(not (3, 11) <= sys.version_info < (3, 14), reason="the tests' own Python must be one that the scripts take")
+def test_the_first_python_that_is_new_enough_is_taken(copy: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old-python"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    source = copy / "launch/environment.sh"
+    assert source.read_text().endswith("\nprepare\n")
+    source.write_text(source.read_text().removesuffix("prepare\n") + "find_python\n")
+    found = run(source, PYTHON=f"no-such-python {old} {sys.executable}")
+    assert (found.returncode, found.stdout.strip()) == (0, sys.executable)
+
+
+def test_a_lock_that_cannot_be_installed_is_told_and_tried_again_next_time(copy: Path) -> None:
+    (copy / "requirements.lock").write_text("imachsr-no-such-package==1.0\n")
+    found = run(copy / "launch/search.sh", "x.yaml", PYTHON=sys.executable, PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    assert found.returncode == 2
+    assert "== creating .venv with Python 3." in found.stderr
+    assert "error: the packages of requirements.lock must install, but pip failed (its message is above)" in found.stderr
+    assert not (copy / ".venv" / "installed").exists()
+
+
+def test_an_environment_that_is_up_to_date_is_used_as_it_is(copy: Path, log: Callable[[], list[dict[str, object]]], tmp_path: Path) -> None:
+    before = snapshot(copy)
+    found = run(copy / "launch/search.sh", "s p.yaml", "--trials", "2", "data.size=[32,48]", cwd=tmp_path, PYTHON="no-such-python")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert log() == [{"name": "imachsr", "args": ["search", "s p.yaml", "--trials", "2", "data.size=[32,48]"], "cwd": str(copy)}]
+    assert snapshot(copy) == before
+
+
+PYTHON = """#!/bin/bash
+echo "$@" >>{log}
+case "$*" in
+    --version) echo Python 3.12.9 ;;
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/imachsr ;;
+esac
+"""
+
+
+def test_a_fresh_folder_is_installed_once_from_the_lock_without_resolving(copy: Path, tmp_path: Path) -> None:
+    log, python = tmp_path / "log", tmp_path / "fresh-python"
+    python.write_text(PYTHON.format(log=log))
+    python.chmod(0o755)
+    pip = "-m pip install --quiet --disable-pip-version-check --no-deps"
+    first = run(copy / "launch/search.sh", "x.yaml", PYTHON=str(python))
+    assert first.returncode == 0
+    said = [line.removeprefix("== ") for line in first.stderr.splitlines() if line]
+    assert said[:2] == ["creating .venv with Python 3.12.9", "installing from requirements.lock (1 to 5 minutes; torch is large)"]
+    calls = [line for line in log.read_text().splitlines() if not line.startswith(("-c", "--version"))]
+    assert [line for line in calls if line.startswith(("-m", "search"))] == [
+        "-m venv .venv",
+        f"{pip} -r requirements.lock",
+        f"{pip} -e .",
+        "search x.yaml",
+    ]
+    log.unlink()
+    second = run(copy / "launch/search.sh", "x.yaml", PYTHON=str(python))
+    assert (second.returncode, second.stderr, log.read_text()) == (0, "", "search x.yaml\n")
+
+
+@pytest.mark.parametrize("changed", ["requirements.lock", "pyproject.toml"])
+def test_a_changed_lock_or_project_is_installed_again(changed: str, copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    with (copy / changed).open("a") as file:
+        file.write("# changed\n")
+    found = run(copy / "launch/search.sh", "x.yaml", PYTHON="no-such-python")
+    assert found.returncode == 2
+    assert "Python 3.11" in found.stderr
+    assert log() == []
+
+
+# What the scripts start
+
+
+def test_train_hands_its_words_on(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    run(copy / "launch/train.sh", "r.yaml", "--workers", "2", "name=a b")
+    assert [call["args"] for call in log()] == [["train", "r.yaml", "--workers", "2", "name=a b"]]
+
+
+def test_quickstart_searches_and_hands_its_words_on(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    found = run(copy / "launch/quickstart.sh", "--output", "a b")
+    assert [call["args"] for call in log()] == [["search", "search_spaces/quickstart.yaml", "--output", "a b"]]
+    assert "source .venv/bin/activate" in found.stderr
+
+
+def test_test_runs_the_checks_and_then_pytest(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    run(copy / "launch/test.sh", "tests/core", "-k", "a b")
+    assert [(call["name"], call["args"]) for call in log()] == [
+        ("ruff", ["check", "."]),
+        ("ruff", ["format", "--check", "."]),
+        ("mypy", []),
+        ("lint-imports", ["--no-cache"]),
+        ("python", ["-m", "pytest", "tests/core", "-k", "a b"]),
+    ]
+
+
+def test_a_check_that_fails_ends_the_tests(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    (copy / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 7\n")
+    assert run(copy / "launch/test.sh").returncode == 7
+    assert [call["name"] for call in log()] == ["ruff", "ruff"]
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_ci_runs_the_readmes_command_and_names_street_video_only_where_it_is(
+    has_data: bool, copy: Path, log: Callable[[], list[dict[str, object]]]
+) -> None:
+    data = copy.parent / "shared/data/camvid"
+    if has_data:
+        data.mkdir(parents=True)
+    assert run(copy / ".ci/run", cwd=copy.parent).returncode == 0
+    assert log()[-1]["args"] == ["-m", "pytest"]
+    assert log()[-1].get("IMACHSR_CAMVID") == (str(data) if has_data else None)
+
+
+def test_cluster_up_and_down_take_the_clusters_file(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    run(copy / "launch/cluster.sh", "up", "--no-config-cache")
+    run(copy / "launch/cluster.sh", "down", CLUSTER="my cluster.yaml")
+    run(copy / "launch/cluster.sh", "dashboard")
+    assert [call["args"] for call in log()] == [
+        ["up", "--yes", "--no-config-cache", "cluster.yaml"],
+        ["down", "--yes", "my cluster.yaml"],
+        ["dashboard", "cluster.yaml"],
+    ]
+
+
+AWKWARD = ["s.yaml", "--output", "/mnt/my runs", "data.size=[32,48]", "name=a'b", "x={y: 1}"]
+
+
+@pytest.mark.parametrize(("action", "command"), [("submit", "search"), ("train", "train")])
+def test_words_reach_the_job_whole_through_both_shells(
+    action: str, command: str, copy: Path, log: Callable[[], list[dict[str, object]]], tmp_path: Path
+) -> None:
+    # The head's folder must be a plain path, as /home/ray/imachsr is.
+    plain = tmp_path / "plain"
+    copy.rename(plain)
+    for program in (plain / ".venv/bin").iterdir():
+        program.write_text(program.read_text().replace(str(copy), str(plain)))
+    found = run(plain / "launch/cluster.sh", action, *AWKWARD)
+    assert (found.returncode, found.stderr) == (0, "")
+    calls = log()
+    assert [(call["name"], call["args"][:2]) for call in calls[:3]] == [  # type: ignore[index]
+        ("ray", ["rsync-up", "cluster.yaml"]),
+        ("ray", ["exec", "cluster.yaml"]),
+        ("ray", ["job", "submit"]),
+    ]
+    assert calls[3]["name"] == "python"
+    assert calls[3]["args"] == ["-m", "imachsr", command, *AWKWARD]
+
+
+def test_a_running_cluster_gets_the_job_directly(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    run(copy / "launch/cluster.sh", "submit", "s.yaml", "--trials", "3", RAY_API_SERVER_ADDRESS="http://head:8265")
+    first, second = log()
+    assert first["args"] == ["job", "submit", "--working-dir", ".", "--", "python", "-m", "imachsr", "search", "s.yaml", "--trials", "3"]
+    assert second["args"] == ["-m", "imachsr", "search", "s.yaml", "--trials", "3"]
+
+
+@pytest.mark.parametrize("action", ["submit", "train"])
+def test_a_job_without_a_file_is_refused(action: str, copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    found = run(copy / "launch/cluster.sh", action)
+    assert found.returncode == 2
+    assert f"error: {action} must be followed by a " in found.stderr
+    assert log() == []
+
+
+# Slurm
+
+
+def test_slurm_starts_one_ray_node_per_node_and_the_search_on_the_first(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    env = {"SLURM_SUBMIT_DIR": str(copy), "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "45678", "SLURM_CPUS_PER_TASK": "6"}
+    found = run(copy / "launch/slurm.sbatch", "s.yaml", "--output", "/a b", SLURM_GPUS_PER_TASK="2", **env)
+    assert (found.returncode, found.stderr) == (0, "")
+    calls = [call for call in log() if call["name"] == "srun"]
+    assert all(call["cwd"] == str(copy) for call in calls)
+    words = [" ".join(map(str, call["args"])) for call in calls]  # type: ignore[call-overload]
+    address = "10.0.0.7"
+    (head,) = [text for text in words if "ray start --head" in text]
+    (workers,) = [text for text in words if "ray start --address" in text]
+    port = 20000 + 45678 % 20000
+    assert f"-w node1 ray start --head --node-ip-address={address} --port={port} --num-cpus=6 --num-gpus=2 --block" in head
+    assert "--nodes=2 --ntasks=2 --exclude=node1" in workers
+    assert f"--address={address}:{port} --num-cpus=6 --num-gpus=2 --block" in workers
+    assert calls[-1]["args"][-5:] == ["imachsr", "search", "s.yaml", "--output", "/a b"]  # type: ignore[index]
+    assert calls[-1]["RAY_ADDRESS"] == f"{address}:{port}"
+
+
+def test_slurm_without_a_file_or_outside_slurm_is_refused(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    found = run(copy / "launch/slurm.sbatch", SLURM_SUBMIT_DIR=str(copy))
+    assert (found.returncode, found.stderr.count("must be given")) == (2, 1)
+    found = run(copy / "launch/slurm.sbatch", "s.yaml")
+    assert found.returncode != 0
+    assert "submit this file with sbatch" in found.stderr
+    assert log() == []
+
+
+def test_slurms_directives_come_first_and_fit_each_other() -> None:
+    lines = (ROOT / "launch/slurm.sbatch").read_text().splitlines()
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    asked = {line.split("--")[1].split("=")[0]: line.partition("=")[2] for line in lines[:first_command] if line.startswith("#SBATCH --")}
+    # sbatch does not read directives behind the first command.
+    assert not any(line.startswith("#SBATCH") for line in lines[first_command:])
+    assert {"job-name", "nodes", "ntasks-per-node", "cpus-per-task", "gpus-per-task", "mem", "time", "output"} == set(asked)
+    assert asked["ntasks-per-node"] == "1"  # one Ray node per Slurm node
+    assert int(asked["nodes"]) >= 1
+    assert int(asked["cpus-per-task"]) >= 1

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imachsr.config import ConfigError, load_run
+from imachsr.report.export import export
+from tests.report.folders import BASELINE, make, trial
+
+TRIALS = [BASELINE, trial(1, "PRUNED", epochs=2, value=25.0), trial(2, value=35.0, difference=5.0, seed=3), trial(3, "FAIL", value=None, epochs=0)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make(tmp_path / "s", TRIALS, best=2)
+
+
+def test_the_best_trial_is_exported_as_it_ran_but_for_its_threads(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "best.yaml"
+    assert export(folder, out) == 2
+    ran, exported = load_run(folder / "trials" / "0002" / "run.yaml"), load_run(out)
+    assert ran.compute.threads == 2
+    assert exported.compute.threads is None
+    assert exported.model_copy(update={"compute": ran.compute}) == ran
+    assert (exported.seed, exported.method.alpha) == (3, pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_any_trial_can_be_exported(number: int, folder: Path, tmp_path: Path) -> None:
+    assert export(folder, tmp_path / "x.yaml", trial=number) == number
+    assert load_run(tmp_path / "x.yaml").name == f"streets-{number:04d}"
+
+
+def test_the_file_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "x.yaml")
+    first, second = (tmp_path / "x.yaml").read_text().splitlines()[:2]
+    assert first == "# Trial 2 of search 'streets': select/miou 35.00 after 4 epochs, +5.00 against the output-only baseline."
+    assert "a candidate, not a finding" in second
+
+
+def test_a_trial_without_a_value_says_so(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "x.yaml", trial=3)
+    assert (tmp_path / "x.yaml").read_text().startswith("# Trial 3 of search 'streets': no value.\n")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "- {x: [", "'", "Straße"])
+def test_a_searchs_name_cannot_break_the_file(name: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2, name=name)
+    export(folder, tmp_path / "x.yaml")
+    assert yaml.safe_load((tmp_path / "x.yaml").read_text(encoding="utf-8"))["name"] == "streets-0002"
+
+
+def test_no_file_is_overwritten(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    out.write_text("precious")
+    with pytest.raises(ConfigError, match="mine.yaml must not exist yet, but does; give another --out"):
+        export(folder, out)
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [4, -1])
+def test_an_unknown_trial_is_answered_with_the_known_ones(number: int, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--trial must be one of 0, 1, 2, 3, but got {number}"):
+        export(folder, tmp_path / "x.yaml", trial=number)
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_without_a_finished_trial_there_is_no_best(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", [trial(0, "FAIL", value=None)], best=None)
+    with pytest.raises(ConfigError, match="must have finished to be exported, but none has"):
+        export(folder, tmp_path / "x.yaml")
+
+
+def test_a_trial_that_never_trained_has_nothing_to_export(folder: Path, tmp_path: Path) -> None:
+    (folder / "trials" / "0002" / "run.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"0002/run.yaml must be a readable file"):
+        export(folder, tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "optimizer: {epochs: 0}", "other: 1", "compute: 3", "[1", "- 1", "name: half"])
+def test_a_run_that_was_tampered_with_is_refused(text: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "trials" / "0002" / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        export(folder, tmp_path / "x.yaml")
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_a_place_that_cannot_be_written_is_the_users_mistake(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="--out must be a file that can be written"):
+        export(folder, tmp_path / "file" / "x.yaml")

@@ -1,0 +1,233 @@
+"""Whole searches on Ray: real trials, real stops, real faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from imachsr.config.load import dump_yaml
+from imachsr.config.schema import ConfigError
+from imachsr.search.scheduler import Rungs
+from imachsr.search.space import Search, make_search
+from imachsr.search.study import FILE
+from imachsr.search.tuner import run_search
+from tests.train.toys import BASE
+
+OUTPUT_ONLY = {"method.alpha": 0, "method.beta": 0}
+GOOD, EPOCHS = [0.5, 0.7, 0.8, 0.6], 4
+# Below the arms at every rung, so that whoever comes after them is stopped.
+BAD = [[0.1] * 4, [0.2] * 4, [0.3] * 4]
+
+
+def raw_search(arms: list[dict[str, Any]], **parts: Any) -> dict[str, Any]:
+    run = {
+        **BASE,
+        # Of 24 samples 6 are selected on and 2 dropped: four steps an epoch.
+        "data": {"import": "tests.train.toys:Bands", "count": 24, "has_val": False},
+        "model": {"import": "tests.train.toys:faulty", "shares": GOOD, "steps": 4},
+        "optimizer": {"epochs": EPOCHS, "batch_size": 4},
+    }
+    return {
+        "run": run,
+        "space": {"model.shares": {"choice": BAD}, "method.alpha": {"float": [0.1, 1.0]}},
+        "arms": [{"name": "baseline", "set": OUTPUT_ONLY}, *arms],
+        "scheduler": {"grace": 1, "reduction": 2},
+        "selection": {"fraction": 0.25, "blocks": 1, "guard": 1},
+        **parts,
+    }
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "trials.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def states(summary: dict[str, Any]) -> dict[int, str]:
+    return {item["number"]: item["state"] for item in summary["trials"]}
+
+
+def opened(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder / FILE}")
+
+
+def is_halfway(folder: Path) -> bool:
+    if not (folder / "summary.json").exists():
+        return False
+    trials = opened(folder).trials
+    return any(trial.state.is_finished() for trial in trials) and any(not trial.state.is_finished() and trial.intermediate_values for trial in trials)
+
+
+def assert_books_agree(folder: Path, summary: dict[str, Any]) -> None:
+    """Study, lines, summary and the trials' own folders tell one story."""
+    study = opened(folder)
+    assert {trial.number: trial.state.name for trial in study.trials} == states(summary)
+    count = Counter((line["trial"], line["epoch"]) for line in lines(folder))
+    assert set(count.values()) == {1}
+    for item, trial in zip(summary["trials"], study.trials, strict=True):
+        own = [line for line in lines(folder) if line["trial"] == item["number"]]
+        assert [line["epoch"] for line in own] == list(range(1, item["epochs"] + 1))
+        assert {line["epoch"]: line["select/miou"] for line in own} == trial.intermediate_values
+        if item["state"] == "COMPLETE":
+            assert item["value"] == trial.value == own[-1]["select/miou"]
+            assert len((folder / "trials" / f"{item['number']:04d}" / "metrics.jsonl").read_text().splitlines()) == EPOCHS
+    assert json.loads((folder / "summary.json").read_text())["trials"] == json.loads(json.dumps(summary["trials"]))
+
+
+def expected_stops(folder: Path, arms: int) -> set[int]:
+    """Who is stopped, from the order in which epochs came in."""
+    rungs, stopped = Rungs(levels=(1, 2), reduction=2), set()
+    for line in lines(folder):
+        if rungs.arrive(line["trial"], line["epoch"], line["select/miou"]) and line["trial"] >= arms:
+            stopped.add(line["trial"])
+    return stopped
+
+
+@pytest.fixture(scope="module")
+def searched(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Search, dict[str, Any], list[Any]]:
+    folder = tmp_path_factory.mktemp("search") / "result"
+    marker = folder.parent / "killed"
+    arms = [
+        {"name": "killed", "set": {"model.fault": "kill", "model.at": 6, "model.marker": str(marker)}},
+        {"name": "raising", "set": {"model.fault": "raise", "model.at": 6}},
+        {"name": "diverging", "set": {"model.fault": "nan", "model.at": 6}},
+    ]
+    search = make_search(raw_search(arms, budget={"trials": 7, "concurrency": 2}))
+    seen: list[Any] = []
+    summary, _ = run_search(search, folder, on_change=seen.append)
+    assert marker.exists()
+    return folder, search, summary, seen
+
+
+def test_every_trial_of_a_search_is_in_the_books_with_how_it_ended(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    folder, _, summary, seen = searched
+    assert summary["finished"]
+    assert [item["arm"] for item in summary["trials"]] == ["baseline", "killed", "raising", "diverging", None, None, None]
+    assert_books_agree(folder, summary)
+    assert seen[-1] == summary["trials"]
+
+
+def test_asha_stops_exactly_those_that_its_rule_names(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    folder, _, summary, _ = searched
+    stopped = {number for number, state in states(summary).items() if state == "PRUNED"}
+    assert stopped == expected_stops(folder, arms=4)
+    assert stopped
+    for number in stopped:  # and their training did end
+        assert not (folder / "trials" / f"{number:04d}" / "summary.json").exists()
+
+
+def test_a_trial_whose_worker_was_killed_goes_on_as_if_it_had_not_been(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    folder, _, summary, _ = searched
+    killed = summary["trials"][1]
+    assert (killed["state"], killed["epochs"], killed["error"]) == ("COMPLETE", EPOCHS, None)
+    baseline = summary["trials"][0]
+    assert killed["value"] == baseline["value"]  # scores to order
+    assert killed["difference"] == 0
+    text = (folder / "trials" / "0001" / "metrics.jsonl").read_text()
+    assert [json.loads(line)["epoch"] for line in text.splitlines()] == [1, 2, 3, 4]
+
+
+def test_the_value_is_the_final_epoch_s_although_an_earlier_one_was_better(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    folder, _, summary, _ = searched
+    curve = [line["select/miou"] for line in lines(folder) if line["trial"] == 0]
+    assert curve.index(max(curve)) == 2
+    assert summary["trials"][0]["value"] == curve[-1] < max(curve)
+
+
+def test_a_trial_that_raises_or_diverges_fails_with_its_reason_and_the_others_go_on(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    _, _, summary, _ = searched
+    raising, diverging = summary["trials"][2:4]
+    assert (raising["state"], raising["epochs"]) == ("FAIL", 1)
+    assert raising["error"] == 'KeyError: "a fault in the user\'s model"'
+    assert (diverging["state"], diverging["epochs"]) == ("FAIL", 1)
+    assert diverging["error"].startswith("FloatingPointError: every term must be finite, but output loss is nan")
+    assert {item["state"] for item in summary["trials"] if item["arm"] is None} <= {"COMPLETE", "PRUNED"}
+
+
+@pytest.mark.slow
+def test_a_finished_search_is_extended_by_more_trials_and_nothing_runs_again(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    folder, search, before, _ = searched
+    old = (folder / "trials.jsonl").read_text()
+    same, _ = run_search(search, folder, resume=True)
+    assert states(same) == states(before)
+    assert (folder / "trials.jsonl").read_text() == old
+    more = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": 9})})
+    after, _ = run_search(more, folder, resume=True)
+    assert after["trials"][:7] == json.loads(json.dumps(before["trials"]))
+    assert [item["number"] for item in after["trials"]] == list(range(9))
+    assert all(item["arm"] is None for item in after["trials"][7:])
+    assert (folder / "trials.jsonl").read_text().startswith(old)
+    assert {line["trial"] for line in lines(folder)[len(old.splitlines()) :]} == {7, 8}
+    assert_books_agree(folder, after)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"cpus_per_trial": 64}, "budget.cpus_per_trial: must be at most the cluster's 2 CPUs, but got 64"),
+        ({"gpus_per_trial": 1000.0}, "budget.gpus_per_trial: must be at most the cluster's .* GPUs, but got 1000"),
+    ],
+)
+def test_a_trial_that_the_cluster_can_never_hold_is_refused_at_once(own_ray: None, tmp_path: Path, budget: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_search(make_search(raw_search([], budget={"trials": 3, **budget})), tmp_path / "result")
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"data": {"import": "tests.train.toys:Bands", "count": 2}}, "both sides must keep samples"),
+        ({"model": {"import": "tests.train.toys:nowhere"}}, "module 'tests.train.toys' must have 'nowhere', but has not"),
+    ],
+)
+def test_what_would_fail_in_every_trial_fails_before_any(tmp_path: Path, run: dict[str, Any], message: str) -> None:
+    raw = raw_search([], budget={"trials": 3}, space={"method.alpha": {"float": [0.1, 1.0]}})
+    with pytest.raises(ValueError, match=message):
+        run_search(make_search({**raw, "run": {**raw["run"], **run}}), tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_path: Path, root: Path) -> None:
+    folder, path = tmp_path / "result", tmp_path / "search.yaml"
+    raw = raw_search([], budget={"trials": 4, "concurrency": 2})
+    # A fifth of a second a step, so that there is a middle to be killed in; nobody is stopped.
+    raw["run"] = {**raw["run"], "model": {**raw["run"]["model"], "fault": "sleep"}}
+    raw["space"] = {**raw["space"], "model.shares": {"choice": [[0.9] * 4, [0.91] * 4]}}
+    path.write_text(dump_yaml({**raw, "scheduler": {"kind": "none"}}))
+    command = [sys.executable, "-m", "imachsr", "search", str(path), "--output", str(folder), "--wandb", "disabled", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    driver = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        # One trial has ended, and another one is in its middle.
+        started = time.monotonic()
+        while not is_halfway(folder):
+            assert driver.poll() is None
+            assert time.monotonic() - started < 300
+            time.sleep(0.1)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    trials = opened(folder).trials
+    finished = {trial.number for trial in trials if trial.state.is_finished()}
+    before = lines(folder)
+    assert {line["trial"] for line in before} - finished
+    # With one trial more than it began with.
+    resumed = subprocess.run(
+        [*command, "--resume", "--trials", "5"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads(resumed.stdout)
+    assert summary["finished"]
+    assert [item["number"] for item in summary["trials"]] == list(range(5))
+    assert [item["arm"] for item in summary["trials"]] == ["baseline", None, None, None, None]
+    assert set(states(summary).values()) <= {"COMPLETE", "PRUNED"}
+    assert_books_agree(folder, summary)
+    # Nothing ran again, neither finished trials nor finished epochs: all lines, with their times, are the old ones.
+    assert lines(folder)[: len(before)] == before

@@ -1,0 +1,587 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+from imachsr import cli
+from imachsr.config import load_run
+from tests.report.folders import BASELINE, make, trial
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["optimizer.epochs=1", "data.num_train=8", "data.num_val=4", "data.size=[32,32]", "optimizer.batch_size=4"]
+SEARCH = [
+    "run.optimizer.epochs=2",
+    "run.data.num_train=16",
+    "run.data.size=[32,32]",
+    "run.optimizer.batch_size=4",
+    "scheduler.grace=1",
+    "selection.blocks=2",
+    "selection.guard=0",
+]
+COMMANDS = ["layers", "train", "search", "report", "export", "evaluate", "doctor"]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def call(*args: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["imachsr", *map(str, args)])
+        code: Any = 0
+        with warnings.catch_warnings():
+            try:
+                cli.main()
+            except SystemExit as ending:
+                code = ending.code or 0
+        return Ran(code, *capfd.readouterr())
+
+    return call
+
+
+def process(*args: object, cwd: Path) -> Ran:
+    """The command line in a process of its own."""
+    found = subprocess.run([sys.executable, "-m", "imachsr", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return Ran(found.returncode, found.stdout, found.stderr)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    """A training, and what its command said."""
+    at = tmp_path_factory.mktemp("train")
+    return at / "out", process("train", ROOT / "launch/scenes.yaml", *SMALL, "--output", "out", "--json", cwd=at)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran, Ran]:
+    """A search of two trials, and the same continued to three; what both commands said."""
+    at = tmp_path_factory.mktemp("search")
+    given = [ROOT / "search_spaces/quickstart.yaml", *SEARCH, "--concurrency", 1, "--output", "out"]
+    first = process("search", *given, "--trials", 2, "--json", cwd=at)
+    return at / "out", first, process("search", *given, "--trials", 3, "--resume", cwd=at)
+
+
+def one_error(ran: Ran) -> str:
+    """A user's mistake: exit code 2, nothing on stdout, one message and no traceback."""
+    assert ran.code == 2, ran.err
+    assert ran.out == ""
+    assert "Traceback" not in ran.err
+    (line,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+# Help
+
+
+def unboxed(text: str) -> str:
+    """Without rich's frames and line breaks."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+def test_the_help_names_every_command(run: Cli) -> None:
+    ran = run("--help")
+    assert ran.code == 0
+    for name in COMMANDS:
+        assert re.search(rf"\b{name}\b", ran.out)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained_with_its_default(name: str, run: Cli) -> None:
+    ran = run(name, "--help")
+    text = unboxed(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert "--json" in text
+    for parameter in typer.main.get_command(cli.app).commands[name].params:  # type: ignore[attr-defined]
+        assert parameter.opts[0] in text
+        help_ = getattr(parameter, "help", None)
+        if parameter.name == "help":
+            continue
+        assert help_, parameter.name
+        assert " ".join(help_.split()) in text, parameter.name
+        default = parameter.default
+        if isinstance(default, (str, int)) and not isinstance(default, bool):
+            assert f"[default: {default}]" in text, parameter.name
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("layers", ["unet", "resnet18", "auto", "3", "uniform", "that of the data"]),
+        ("train", ["runs/NAME"]),
+        ("search", ["runs/NAME", "that of the file"]),
+        ("export", ["the best finished one"]),
+    ],
+)
+def test_defaults_that_depend_on_something_are_told_too(name: str, defaults: list[str], run: Cli) -> None:
+    text = unboxed(run(name, "--help").out)
+    for default in defaults:
+        assert f"[default: ({default})]" in text
+
+
+def test_the_defaults_of_layers_are_those_of_a_run() -> None:
+    run = load_run(ROOT / "launch/scenes.yaml", ["method.standard=auto"])
+    standard: Any = run.method.standard
+    model: Any = run.model
+    assert (standard.kind, standard.max_taps, standard.placement) == ("auto", 3, "uniform")
+    assert (model.architecture, model.encoder) == ("unet", "resnet18")
+
+
+def test_units_are_told(run: Cli) -> None:
+    assert "pixels" in run("layers", "--help").out
+    assert "Trials in all" in run("search", "--help").out
+
+
+def test_no_command_shows_the_help(run: Cli) -> None:
+    assert "layers" in (ran := run()).out + ran.err
+
+
+def test_version(run: Cli) -> None:
+    from imachsr import __version__
+
+    assert run("--version") == (0, __version__ + "\n", "")
+
+
+# layers
+
+
+def test_layers_gives_candidates_and_taps(run: Cli) -> None:
+    ran = run("layers", "--architecture", "unet", "--encoder", "resnet18", "--standard", "resolution", "--max-taps", 3, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    addresses = [layer["address"] for layer in found["candidates"]]
+    assert len(set(addresses)) == len(addresses) > 10
+    assert len(found["taps"]) == 3
+    assert [layer["address"] for layer in found["chosen"]] == found["taps"]
+    assert set(found["taps"]) <= set(addresses)
+    by_address = {layer["address"]: layer for layer in found["candidates"]}
+    # ResNet-18 as its authors describe it: the first stage has 64 channels at a quarter of the resolution.
+    stage = by_address["encoder.layer1"]
+    assert (stage["channels"], stage["height"], stage["width"], stage["stride"]) == (64, 24, 32, 4.0)
+    assert all("resolution" in layer["reason"] for layer in found["chosen"])
+
+
+def test_layers_shows_people_the_same(run: Cli) -> None:
+    found = json.loads(run("layers", "--standard", "depth", "--json").out)
+    ran = run("layers", "--standard", "depth")
+    lines = [line for line in ran.out.splitlines() if line.startswith("│")]
+    assert [line.split("│")[2].strip() for line in lines] == [layer["address"] for layer in found["candidates"]]
+    assert [line.split("│")[2].strip() for line in lines if line.split("│")[1].strip() == "*"] == found["taps"]
+    assert ran.out.splitlines()[-1] == f"3 of {len(lines)} candidates chosen: {', '.join(found['taps'])}"
+
+
+@pytest.mark.parametrize(("args", "size"), [([], [64, 96]), (["--size", 48, 32], [48, 32]), (["data.size=[32,64]"], [32, 64])])
+def test_layers_traces_the_size_of_the_run_unless_told_otherwise(args: list[object], size: list[int], run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("data: {kind: scenes, size: [64, 96]}\nmethod: {standard: {kind: stage, max_taps: 2}}\n")
+    found = json.loads(run("layers", "--config", "run.yaml", "--json", *args).out)
+    assert found["input_size"] == size
+    assert len(found["taps"]) == 2
+
+
+def test_layers_takes_a_users_own_model(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, width):\n"
+        "    return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
+    )
+    ran = run("layers", "model.import=mine:make", "model.width=5", "--classes", 4, "--max-taps", 1, "--json")
+    assert ran.code == 0, ran.err
+    assert {layer["channels"] for layer in json.loads(ran.out)["candidates"]} >= {5, 8}
+
+
+# train and evaluate
+
+
+def test_train_prints_one_json_document_and_its_progress_elsewhere(trained: tuple[Path, Ran]) -> None:
+    folder, ran = trained
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert {key: value for key, value in found.items() if key != "output"} == json.loads((folder / "summary.json").read_text())
+    assert found["epochs"] == 1
+    lines = ran.err.splitlines()
+    assert lines[0] == "training scenes: 1 epochs, results in out"
+    assert re.fullmatch(r"epoch 1/1  val/miou +[\d.]+ %  val/loss [\d.]+  train/loss [\d.]+  [\d.]+ s", lines[1])
+    assert "\x1b" not in ran.err
+
+
+def test_train_leaves_a_run_in_wandb(trained: tuple[Path, Ran]) -> None:
+    from tests.tracking import records
+
+    folder, _ = trained
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = records.records(path)
+    (start,) = records.of(found, "run")
+    assert (start.job_type, start.run_id) == ("train", (folder / "wandb-id").read_text())
+    assert [row["epoch"] for row in records.rows(found)] == [1]
+    assert [ending.exit_code for ending in records.of(found, "exit")] == [0]
+
+
+def test_train_without_an_output_takes_a_new_folder_each_time(run: Cli, tmp_path: Path) -> None:
+    for folder in ("runs/scenes", "runs/scenes-2"):
+        ran = run("train", ROOT / "launch/scenes.yaml", *SMALL, "--wandb", "disabled")
+        assert ran.code == 0, ran.err
+        assert ran.out.splitlines()[-1].endswith(f"in {folder}")
+        assert ran.err.splitlines()[-1] == f"imachsr evaluate {folder}"
+        assert (tmp_path / folder / "checkpoint.pt").exists()
+        assert not (tmp_path / folder / "wandb").exists()
+
+
+def test_a_training_goes_on_where_it_was_broken_off(trained: tuple[Path, Ran], run: Cli) -> None:
+    folder, _ = trained
+    refused = one_error(run("train", ROOT / "launch/scenes.yaml", *SMALL, "--output", folder))
+    assert "must be a new folder" in refused
+    assert "--resume" in refused
+    changed = one_error(run("train", ROOT / "launch/scenes.yaml", *SMALL, "optimizer.lr=0.5", "--output", folder, "--resume"))
+    assert "optimizer changed" in changed
+    ran = run("train", ROOT / "launch/scenes.yaml", *SMALL, "--output", folder, "--resume", "--json", "--wandb", "disabled")
+    assert json.loads(ran.out)["metrics"] == json.loads((folder / "metrics.jsonl").read_text())
+
+
+def test_evaluate_scores_the_data_that_is_asked_for(trained: tuple[Path, Ran], run: Cli) -> None:
+    folder, ran = trained
+    same = json.loads(run("evaluate", folder, "--json").out)
+    assert same["val/miou"] == pytest.approx(json.loads(ran.out)["metrics"]["val/miou"])
+    shifted = json.loads(run("evaluate", folder, "data.domain=shifted", "--json").out)
+    assert shifted["val/loss"] != same["val/loss"]
+    assert set(json.loads(run("evaluate", folder, "--split", "train", "--json").out)) >= {"train/miou", "train/loss"}
+    text = run("evaluate", folder).out
+    assert f"{same['val/miou']:.2f} %" in text
+    assert f"{same['val/loss']:.4f}" in text
+
+
+# search, report, export
+
+
+def test_search_prints_one_json_document_and_its_progress_elsewhere(searched: tuple[Path, Ran, Ran]) -> None:
+    folder, ran, _ = searched
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (len(found["trials"]), found["finished"], found["output"]) == (2, True, "out")
+    assert found["trials"][0]["arm"] == "baseline"
+    assert (folder.parent / found["report"]).exists()
+    lines = ran.err.splitlines()
+    assert lines[0] == "search quickstart: 2 trials of up to 2 epochs, 1 at a time"
+    assert "trial 0 (baseline): running, epoch 0/2" in lines
+    assert re.search(r"^trial 0 \(baseline\): finished, epoch 2/2  select/miou \d", ran.err, re.M)
+    assert "\x1b" not in ran.err
+
+
+def test_a_search_that_is_continued_ends_with_a_table_and_commands_that_work(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
+    folder, first, ran = searched
+    assert ran.code == 0, ran.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["trials"][:2] == [
+        {**old, "wall_s": new["wall_s"]} for old, new in zip(json.loads(first.out)["trials"], summary["trials"], strict=False)
+    ]
+    assert len(summary["trials"]) == 3
+    shown = [line.split("│")[1].strip() for line in ran.out.splitlines() if line.startswith("│")]
+    assert sorted(number for number in shown if number) == ["0", "1", "2"]
+    assert "report: out/report.html" in ran.out
+    hints = [line.strip() for line in ran.err.splitlines() if line.startswith("  ")]
+    assert hints[1:] == [
+        f"wandb sync {folder}/wandb/offline-run-*",
+        "imachsr report out",
+        "imachsr export out --out best.yaml",
+        "imachsr train best.yaml --output runs/best",
+    ]
+
+
+def test_a_search_leaves_one_wandb_run_a_trial(searched: tuple[Path, Ran, Ran]) -> None:
+    from tests.tracking import records
+
+    folder, *_ = searched
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    found = {}
+    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
+        held = records.records(path)
+        found[records.config(held)["trial"]] = held
+    assert sorted(found) == [0, 1, 2]
+    assert len({records.of(held, "run")[0].run_group for held in found.values()}) == 1
+    for each in summary["trials"]:
+        held = found[each["number"]]
+        assert records.of(held, "run")[0].job_type == ("trial" if each["number"] else "baseline")
+        values = [row["select/miou"] for row in rows if row["trial"] == each["number"]]
+        assert [row["select/miou"] for row in records.rows(held)] == pytest.approx(values)
+        assert len(values) == each["epochs"]
+
+
+def test_report_reads_what_the_search_wrote(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
+    folder, *_ = searched
+    found = json.loads(run("report", folder, "--json").out)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {key: found[key] for key in summary} == summary
+    assert [row["number"] for row in found["rows"]][0] == 0
+    assert sorted(row["number"] for row in found["rows"]) == [0, 1, 2]
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
+    assert "select/miou of the last epoch" in run("report", folder).out
+
+
+def test_what_is_exported_trains_as_written(searched: tuple[Path, Ran, Ran], run: Cli, tmp_path: Path) -> None:
+    folder, *_ = searched
+    ran = run("export", folder)
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert (ran.code, ran.out, ran.err) == (0, f"trial {best} in best.yaml\n", "imachsr train best.yaml\n")
+    assert "must not exist yet" in one_error(run("export", folder))
+    assert json.loads(run("export", folder, "--trial", 1, "--out", "one.yaml", "--json").out) == {"trial": 1, "out": "one.yaml"}
+    ran = run("train", "best.yaml", "--wandb", "disabled", "data.num_val=4")
+    assert ran.code == 0, ran.err
+    name = load_run(tmp_path / "best.yaml").name
+    assert (tmp_path / "runs" / name / "checkpoint.pt").exists()
+
+
+def test_a_report_can_be_had_while_a_search_runs(run: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "s", [BASELINE, trial(1, "RUNNING", epochs=1, value=5.0)], best=0, finished=False)
+    ran = run("report", "s")
+    assert ran.code == 0
+    assert re.search(r"1 │ +5.00 │ +│ +1/4 │ running", ran.out)
+
+
+def test_a_message_with_brackets_is_no_markup(run: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "[/s]", [BASELINE, trial(1, "FAIL", value=None, error="[/data] is no folder")], best=0)
+    ran = run("report", "[/s]")
+    assert ran.code == 0
+    assert "[/data] is no folder" in ran.out
+    assert "report: [/s]/report.html" in ran.out
+
+
+# doctor
+
+
+def test_doctor_says_what_is_here(run: Cli) -> None:
+    ran = run("doctor", "--json")
+    assert ran.code == 0
+    found = {check["name"]: check for check in json.loads(ran.out)}
+    text = run("doctor").out
+    for name, check in found.items():
+        assert name in text
+        assert check["finding"].split()[0] in text
+
+
+def test_doctor_fails_when_something_is_missing(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imachsr.doctor.PACKAGES", ("imachsr-no-such-package",))
+    ran = run("doctor")
+    assert ran.code == 1
+    assert re.search(r"fail .*imachsr-no-such-package.*not installed", ran.out)
+
+
+# A user's mistakes
+
+
+SCENES, QUICK = ROOT / "launch/scenes.yaml", ROOT / "search_spaces/quickstart.yaml"
+MISTAKES: list[tuple[list[object], str]] = [
+    (["layers", "--architecture", "unett"], "`architecture` must be a known name, but got 'unett'; nearest: 'unet'"),
+    (["layers", "--encoder", "resnet19"], "`encoder` must be a known name, but got 'resnet19'; nearest: 'resnet18'"),
+    (["layers", "--encoder", "tu-nosuch"], "'tu-nosuch'"),
+    (["layers", "--standard", "resolutoin"], "but got 'resolutoin'; nearest: 'resolution'"),
+    (["layers", "--standard", "explicit", "method.standard.layers=[encoder.layer9]"], "encoder.layer"),
+    (["layers", "--max-taps", "0"], "`max_taps >= 1` must hold, but got 0"),
+    (["layers", "--size", "31", "64"], "`size` must be (height, width) of at least 32 pixels, but got (31, 64)"),
+    (["layers", "--config", "none.yaml"], "none.yaml must be a readable file"),
+    (["layers", "optimizer.epoch=2"], "optimizer.epoch: is no setting; nearest: 'epochs'"),
+    (["layers", "epochs"], "must have the form key=value"),
+    (["layers", "model.import=no.such:model"], "must be importable"),
+    (["train", "none.yaml"], "none.yaml must be a readable file"),
+    (["train", "."], "must be a readable file, but: Is a directory"),
+    (["train", SCENES, "optimizer.epocs=2"], "optimizer.epocs: is no setting; nearest: 'epochs'"),
+    (["train", SCENES, "optimizer.epochs=0"], "`epochs >= 1` must hold, but got 0"),
+    (["train", SCENES, "optimizer.lr=fast"], "optimizer.lr"),
+    (["train", SCENES, "method.loss=dise"], "but got 'dise'; nearest: 'dice'"),
+    (["train", SCENES, "data.kind=cityscape"], "must be one of scenes, camvid, folder, import"),
+    (["train", SCENES, "--wandb", "ofline"], "--wandb must be one of auto, online, offline, disabled, but got 'ofline'; nearest: 'offline'"),
+    (["train", SCENES, "--output", "file"], "--output must be a folder, but file is a file"),
+    (["train", SCENES, "--output", "file/sub"], "is a file"),
+    (["train", SCENES, "--output", "search"], "holds another kind of result (study.sqlite3)"),
+    (["train", SCENES, "--resume"], "--resume must go with a folder to continue in, but runs/scenes is none"),
+    (["train", SCENES, "--resume", "--output", "none"], "but none is none"),
+    (["train", QUICK], f"must hold one run, but holds a search (arms, budget, run, sampler, scheduler, space); use: imachsr search {QUICK}"),
+    (["train", ROOT / "launch/camvid.yaml", "--data", "none"], "`data.root` must be CamVid's folder, but "),
+    (["train", ROOT / "launch/camvid.yaml", "--data", "search"], "search must hold train/ with trainannot/"),
+    (["train", SCENES, *SMALL, "method.standard={kind: explicit, layers: [encoder.layer9]}"], "encoder.layer"),
+    (["train", SCENES, *SMALL, "--workers", "3"], "batch_size"),
+    (["search", "none.yaml"], "none.yaml must be a readable file"),
+    (["search", SCENES], f"must hold a search, but holds one run (data, method, model, optimizer); use: imachsr train {SCENES}"),
+    (["search", QUICK, "optimizer.epochs=2"], "must begin with run., as in run.optimizer.epochs=2"),
+    (["search", QUICK, "budgett.trials=2"], "budgett: is no setting; nearest: 'budget'"),
+    (["search", QUICK, "--trials", "0"], "`trials >= 1` must hold, but got 0"),
+    (["search", QUICK, "--concurrency", "0"], "`concurrency >= 1` must hold, but got 0"),
+    (["search", QUICK, "run.optimizer.epochs=2"], "scheduler.grace: must be below optimizer.epochs (2), but got 2"),
+    (["search", QUICK, "--wandb", "maybe"], "--wandb must be one of"),
+    (["search", QUICK, "--output", "file"], "--output must be a folder, but file is a file"),
+    (["search", QUICK, "--output", "training"], "holds another kind of result (checkpoint.pt)"),
+    (["search", QUICK, "--output", "none", "--resume"], "--resume must go with a folder to continue in"),
+    (["search", ROOT / "search_spaces/camvid.yaml", "--data", "none"], "`data.root` must be CamVid's folder"),
+    (["search", QUICK, "run.model.encoder=resnet19"], "'resnet19'; nearest: 'resnet18'"),
+    (["report", "none"], "none must be the --output folder of a search, but has no summary.json"),
+    (["report", "file"], "file must be the --output folder of a search"),
+    (["report", "training"], "holds a single training"),
+    (["report", "begun"], "none has yet; try again later"),
+    (["export", "none"], "none must be the --output folder of a search"),
+    (["export", "search", "--trial", "7"], "--trial must be one of 0, 1, but got 7"),
+    (["export", "search", "--out", "file"], "file must not exist yet"),
+    (["export", "search", "--out", "file/x.yaml"], "--out must be a file that can be written"),
+    (["export", "unfinished"], "must have finished to be exported, but none has"),
+    (["evaluate", "none"], "none must hold checkpoint.pt, but does not; give the --output folder of a training"),
+    (["evaluate", "file"], "must be a checkpoint of imachsr"),
+    (["evaluate", "broken"], "broken/checkpoint.pt must be a checkpoint of imachsr, but cannot be read"),
+    (["evaluate", "search"], "search must be the folder of a training, but holds a search; one trial's is search/trials/0000"),
+]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> None:
+    """What a user may point at by mistake."""
+    (tmp_path / "file").write_text("x")
+    make(tmp_path / "search", [BASELINE, trial(1)], best=1)
+    (tmp_path / "search/study.sqlite3").write_bytes(b"")
+    make(tmp_path / "unfinished", [trial(0, "FAIL", value=None)], best=None)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/search.yaml").write_text("name: x\n")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/summary.json").write_text('{"schema": 1, "metrics": {}}')
+    (tmp_path / "training/checkpoint.pt").write_bytes(b"x")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/checkpoint.pt").write_bytes(b"not a checkpoint")
+
+
+@pytest.mark.usefixtures("folders")
+@pytest.mark.parametrize(
+    ("args", "wording"), MISTAKES, ids=lambda each: " ".join(map(str, each)).replace(f"{ROOT}/", "") if isinstance(each, list) else ""
+)
+def test_a_mistake_is_one_message(args: list[object], wording: str, run: Cli, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert wording in one_error(run(*args))
+    # Nothing is left that the next try would stumble over.
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "wording"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Missing argument"),
+        (["layers", "--encoders", "x"], "No such option: --encoders"),
+        (["layers", "--max-taps", "many"], "Invalid value for '--max-taps'"),
+        (["layers", "--size", "64"], "--size"),
+        (["layers", "--classes", "1"], "greater than or equal to 2"),
+        (["train", SCENES, "--workers", "-1"], "greater than or equal to 0"),
+    ],
+)
+def test_a_word_that_does_not_exist_is_answered_by_the_usage(args: list[object], wording: str, run: Cli) -> None:
+    ran = run(*args)
+    assert (ran.code, ran.out) == (2, "")
+    assert wording in unboxed(ran.err)
+    assert "Traceback" not in ran.err
+
+
+def test_a_finished_search_is_not_overwritten(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
+    folder, *_ = searched
+    before = {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+    assert "must be a new folder, but holds a search" in one_error(run("search", QUICK, *SEARCH, "--output", folder))
+    assert {path: path.read_bytes() for path in folder.glob("*") if path.is_file()} == before
+
+
+def test_a_mistake_has_a_traceback_for_who_asks(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMACHSR_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unett"):
+        run("layers", "--architecture", "unett")
+
+
+def test_a_training_that_fails_is_exit_code_1(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "diverging.py").write_text(
+        "calls = []\n"
+        "def loss(output, labels, ignore_index):\n"
+        "    calls.append(1)\n"
+        "    return output.mean() * (float('nan') if len(calls) > 3 else 1.0)\n"
+    )
+    ran = run("train", SCENES, *SMALL, "optimizer.epochs=3", "output_loss.import=diverging:loss", "--output", "out", "--wandb", "disabled")
+    assert (ran.code, ran.out) == (1, "")
+    assert "failed: " in ran.err
+    assert "IMACHSR_TRACEBACK=1 shows where" in ran.err
+    assert "Traceback" not in ran.err
+
+
+# Interrupts, in processes of their own
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command and gives it back once its stderr says something."""
+    live: list[subprocess.Popen[str]] = []
+
+    def start(*args: object, until: str) -> subprocess.Popen[str]:
+        with (tmp_path / "err").open("w") as err:
+            command = [sys.executable, "-m", "imachsr", *map(str, args)]
+            found = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True)
+        live.append(found)
+        deadline = time.monotonic() + 120
+        while not re.search(until, (tmp_path / "err").read_text()):
+            assert found.poll() is None, (tmp_path / "err").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    yield start
+    for each in live:
+        if each.poll() is None:
+            os.killpg(each.pid, signal.SIGKILL)
+            each.wait()
+
+
+def test_an_interrupted_training_says_how_it_goes_on(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    long = [*SMALL[1:], "optimizer.epochs=500"]
+    training = started("train", SCENES, *long, "--output", "my out", until=r"epoch 2/500")
+    os.kill(training.pid, signal.SIGINT)
+    out, _ = training.communicate(timeout=60)
+    err = (tmp_path / "err").read_text()
+    assert (training.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted"
+    (hint,) = [line.removeprefix("to go on: ") for line in err.splitlines() if line.startswith("to go on: ")]
+    rows = len((tmp_path / "my out/metrics.jsonl").read_text().splitlines())
+
+    words = hint.replace("imachsr", f"{sys.executable} -m imachsr", 1)
+    again = subprocess.Popen(["bash", "-c", f"exec {words}"], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert again.stderr
+    first = next(line for line in again.stderr if line.startswith("epoch"))
+    again.kill()
+    again.communicate()
+    assert first.startswith(f"epoch {rows + 1}/500")
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_says_how_it_goes_on(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    given = [*SEARCH[1:], "run.optimizer.epochs=200", "--trials", 3, "--concurrency", 1]
+    search = started("search", QUICK, *given, "--output", "out", until=r"epoch 2/200")
+    os.kill(search.pid, signal.SIGINT)
+    out, _ = search.communicate(timeout=120)
+    err = (tmp_path / "err").read_text()
+    assert search.returncode == 130
+    assert "running" in out
+    assert err.splitlines()[-1] == "interrupted"
+    assert json.loads((tmp_path / "out/summary.json").read_text())["finished"] is False
+    (hint,) = [line.strip() for line in err.splitlines() if line.strip().startswith("imachsr search")]
+    words = hint.replace("imachsr", f"{sys.executable} -m imachsr", 1).split(" --resume")[0]
+    # The same settings are taken; without --resume the folder is refused.
+    again = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 2
+    assert "continue it with --resume" in again.stderr

@@ -1,0 +1,110 @@
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from imachsr import console
+from imachsr.console import Progress, search_table
+from tests.report.folders import BASELINE, trial
+
+
+def shown(trials: list[dict[str, Any]], width: int = 200, **given: Any) -> str:
+    out = io.StringIO()
+    summary = {"trials": trials, "mode": "max", "baseline": 0, "max_epochs": 4, "metric": "select/miou", **given}
+    quiet = Console(file=out, width=width, markup=console.plain._markup, emoji=console.plain._emoji)
+    quiet.print(search_table(summary))
+    return out.getvalue()
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│┃ \n").replace("┃", "│").split("│")] for line in text.splitlines() if line[:1] in "│┃"]
+
+
+def test_the_table_has_a_line_for_each_trial() -> None:
+    trials = [
+        BASELINE,
+        trial(1, "PRUNED", epochs=2, value=25.0),
+        trial(2, value=35.0, difference=5.0),
+        trial(3, "FAIL", epochs=0, value=None, error="no"),
+    ]
+    assert cells(shown(trials)) == [
+        ["trial", "mIoU", "difference", "epochs", "state", "configuration"],
+        ["0", "30.00", "+0.00", "4/4", "finished", "baseline: alpha 0, beta 0"],
+        ["2", "35.00", "+5.00", "4/4", "finished", "loss dice, alpha 0.3, lr 0.001"],
+        ["1", "25.00", "", "2/4", "stopped", "loss dice, alpha 0.2, lr 0.001"],
+        ["3", "", "", "0/4", "failed", "no"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"), [("select/miou", "select/miou of the last epoch, percent"), ("select/loss", "select/loss of the last epoch")]
+)
+def test_only_percentages_are_called_percent(metric: str, title: str) -> None:
+    assert shown([BASELINE], metric=metric).splitlines()[0].strip() == title
+
+
+@pytest.mark.parametrize("text", ["[/mnt/data] is no folder", "[bold]x", "got [b, h, w]", ":car: :smile:", "[link=x]y[/link]"])
+def test_what_a_text_says_is_shown_as_it_is(text: str) -> None:
+    assert text in shown([trial(0, "FAIL", value=None, error=text)])
+
+
+@pytest.mark.parametrize("text", ["[/mnt/data] is no folder", "[red]x[/red]", ":car:"])
+def test_messages_are_shown_as_they_are(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.people.print(text)
+    console.plain.print(text)
+    out, err = capsys.readouterr()
+    assert (out, err) == (text + "\n", text + "\n")
+
+
+def test_long_settings_are_folded_not_cut() -> None:
+    params = {f"method.{name}": name * 5 for name in ("alpha", "beta", "gamma", "delta", "loss", "standard")}
+    text = "".join(line[-1] for line in cells(shown([trial(0, params=params)], width=80))[1:])
+    for value in params.values():
+        assert value in text.replace(" ", "")
+
+
+def test_without_a_terminal_every_change_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("select/miou", "max", 4, is_live=False)
+    running = trial(0, "RUNNING", arm="baseline", epochs=0, value=None)
+    with progress:
+        progress.update([running])
+        progress.update([running])
+        progress.update([{**running, "epochs": 1, "value": 12.25}])
+        progress.update([{**running, "epochs": 1, "value": 12.25}, trial(1, "FAIL", epochs=0, value=None, error="[/x] no")])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "trial 0 (baseline): running, epoch 0/4",
+        "trial 0 (baseline): running, epoch 1/4  select/miou 12.25",
+        "trial 1: failed, epoch 0/4  [/x] no",
+    ]
+
+
+def test_on_a_terminal_the_table_lives_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120, markup=False))
+    with Progress("select/miou", "max", 4, is_live=True) as progress:
+        progress.update([BASELINE])
+    assert "baseline: alpha 0, beta 0" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("\x1b[2K")  # the last thing is erasing
+
+
+def test_a_live_table_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120))
+
+    def fail() -> None:
+        with Progress("select/miou", "max", 4, is_live=True) as progress:
+            progress.update([BASELINE])
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert "\x1b[?25h" in out.getvalue()  # the cursor is shown again
+
+
+def test_a_pipe_is_wide_enough_for_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 columns would break settings and layer names into pieces."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console._console(stderr=False).width == 160

@@ -1,0 +1,150 @@
+"""What the README says, tried."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imachsr.config.load import make_run
+from tests.launch.commands import check_settings, parse
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+README = DOCUMENTS[0].read_text()
+MADE_BY_COMMANDS = {"best.yaml", "runs/best", "runs/camvid", "runs/scenes"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[str]:
+    """Every command line of the README, with placeholders as they stand."""
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+IMACHSR = [line for line in commands() if line.startswith("imachsr ")]
+
+
+def test_the_readme_has_blocks_of_every_kind() -> None:
+    assert [len(blocks(language)) > 0 for language in ("python", "bash", "yaml")] == [True, True, True]
+    assert len(IMACHSR) >= 7
+    assert README.count("```") == 2 * len(re.findall(r"^```\w+\n", README, re.M))
+
+
+def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
+    check = "assert losses.total.item() > 0\nassert len(net.taps) == 3\nassert any(p.grad is not None for p in model.parameters())\n"
+    (tmp_path / "readme.py").write_text("\n".join([*blocks("python"), check]))
+    found = subprocess.run([sys.executable, "-W", "error::UserWarning", "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert found.returncode == 0, found.stderr
+    # The last block prints a line for each tap: its address and why.
+    assert len(found.stdout.splitlines()) == 3
+    assert all("resolution" in line for line in found.stdout.splitlines())
+
+
+@pytest.mark.parametrize("line", IMACHSR)
+def test_a_command_is_one_that_the_command_line_takes(line: str) -> None:
+    name, params = parse(line)
+    if name in ("train", "search") and str(params["config"]) not in MADE_BY_COMMANDS:
+        check_settings(name, params, ROOT)
+    for key in ("folder", "out", "output"):
+        if params.get(key):
+            assert str(params[key]) in MADE_BY_COMMANDS
+
+
+def test_a_command_with_a_slip_would_be_found() -> None:
+    with pytest.raises(Exception, match="concurency"):
+        parse(next(line for line in IMACHSR if "--concurrency" in line).replace("--concurrency", "--concurency"))
+
+
+def test_commands_follow_each_other() -> None:
+    """What a command reads is in the repository, or was made by one above it."""
+    made: set[str] = set()
+    for line in IMACHSR:
+        name, params = parse(line)
+        read = str(params.get("folder") or params.get("config") or "")
+        assert not read or (ROOT / read).exists() or read in made, line
+        made |= {str(params[key]) for key in ("output", "out") if params.get(key)}
+        assert name in ("layers", "train", "evaluate", "search", "report", "export")
+
+
+def test_looking_training_and_evaluating_work_as_written(tmp_path: Path) -> None:
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    wanted = [line for line in IMACHSR if line.split()[1] in ("layers", "train", "evaluate") and "best.yaml" not in line]
+    assert [line.split()[1] for line in wanted] == ["layers", "train", "evaluate"]
+    for line in wanted:
+        words = [sys.executable, "-m", *shlex.split(line)]
+        if words[3] == "train":  # as written, only smaller
+            words += ["data.num_train=8", "data.num_val=4", "data.size=[32,32]", "--wandb", "disabled"]
+        found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+        assert found.returncode == 0, found.stderr
+        assert found.stdout
+    assert json.loads((tmp_path / "runs/scenes/summary.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("./")])
+def test_a_script_is_there_and_its_file_too(line: str) -> None:
+    words = shlex.split(line)
+    assert (ROOT / words[0]).is_file()
+    if len(words) > 1 and words[1] == "submit":
+        assert words[1] in (ROOT / words[0]).read_text()
+        name, params = parse(shlex.join(["imachsr", "search", *words[2:]]))
+        check_settings(name, params, ROOT)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_yaml_blocks_are_settings_of_a_run(block: str) -> None:
+    raw = yaml.safe_load(block)
+    run = make_run(raw)
+    assert {key for key in raw} <= set(type(run).model_fields)
+    for key, part in raw.items():
+        assert getattr(run, key).path == part["import"]
+
+
+def paths(text: str) -> set[str]:
+    """Links to files, and file names in backticks that lie in a folder of the project."""
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"\w+:", link)}
+    folders = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    named = {name for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", text) if not name.startswith("runs/")}
+    return linked | named | {name for name in re.findall(r"`([\w-]+\.(?:yaml|lock|toml))`", text) if name not in MADE_BY_COMMANDS}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_is_named_exists(document: Path) -> None:
+    found = paths(document.read_text())
+    assert len(found) >= 5
+    assert [name for name in sorted(found) if not (ROOT / name).exists()] == []
+
+
+def test_the_table_of_one_batch_names_files_in_the_order_in_which_they_are_used() -> None:
+    section = README.partition("## Follow one batch")[2].partition("\n## ")[0]
+    named = re.findall(r"`(imachsr/[\w/]+\.py)`", section)
+    assert len(named) >= 10
+    assert all((ROOT / name).is_file() for name in named)
+
+
+def test_every_choice_in_the_tables_can_be_chosen() -> None:
+    table = README.partition("| standard | takes |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    standards = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
+    losses = re.findall(r"`(\w+)`", " ".join(row[3] for row in rows))
+    assert len(standards) == 5
+    assert len(losses) == 6
+    for standard in standards:
+        given = {"kind": standard, "layers": ["x"]} if standard == "explicit" else standard
+        assert make_run({"method": {"standard": given}}).method.standard.kind == standard
+    for loss in losses:
+        assert make_run({"method": {"loss": loss}}).method.loss.kind == loss  # type: ignore[union-attr]
+    for entropy in re.findall(r"regularizers \(`(\w+)`[^;]*; `(\w+)`", README)[0]:
+        assert make_run({"method": {"entropy": entropy}}).method.entropy.kind == entropy  # type: ignore[union-attr]
+
+
+def test_claims_about_cluster_commands_name_what_the_script_takes() -> None:
+    script = (ROOT / "launch/cluster.sh").read_text()
+    for action in re.findall(r"^\./launch/cluster\.sh (\w+)", README, re.M):
+        assert re.search(rf"^    {action}\) ", script, re.M)

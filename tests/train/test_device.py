@@ -1,0 +1,73 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from imachsr.config.schema import Compute, ConfigError
+from imachsr.train.device import Machine, Placement, decide
+
+MACHINES = [
+    Machine(has_cuda=cuda, cuda_bfloat16=cuda and gpu, cpu_bfloat16=cpu)
+    for cuda, gpu, cpu in itertools.product([False, True], repeat=3)
+    if cuda or not gpu
+]
+COMPUTES = [
+    Compute(device=device, precision=precision, channels_last=layout)
+    for device, precision, layout in itertools.product(["auto", "cpu", "cuda"], ["auto", "float32", "bfloat16"], ["auto", "on", "off"])
+]
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+@pytest.mark.parametrize("compute", COMPUTES, ids=lambda c: f"{c.device}-{c.precision}-{c.channels_last}")
+def test_decisions_keep_their_rules_on_every_machine(machine: Machine, compute: Compute) -> None:
+    if compute.device == "cuda" and not machine.has_cuda:
+        with pytest.raises(ConfigError, match=r"`compute.device` must be a device of this machine, but got 'cuda'.*use auto or cpu"):
+            decide(compute, machine)
+        return
+    placement = decide(compute, machine)
+    assert placement.device in ("cpu", "cuda")
+    # What is asked for is done.
+    if compute.device != "auto":
+        assert placement.device == compute.device
+    if compute.precision != "auto":
+        assert placement.is_bfloat16 == (compute.precision == "bfloat16")
+    if compute.channels_last != "auto":
+        assert placement.is_channels_last == (compute.channels_last == "on")
+    # What is left open goes to what the hardware has.
+    if compute.device == "auto":
+        assert (placement.device == "cuda") == machine.has_cuda
+    if compute.precision == "auto":
+        assert placement.is_bfloat16 == {"cpu": machine.cpu_bfloat16, "cuda": machine.cuda_bfloat16}[placement.device]
+    if compute.channels_last == "auto":
+        # float32 on a GPU is the one case in which NCHW is not slower.
+        assert placement.is_channels_last == (not (placement.device == "cuda" and not placement.is_bfloat16))
+
+
+def test_this_machine_is_described_as_torch_sees_it() -> None:
+    here = Machine.here()
+    assert here.has_cuda == torch.cuda.is_available()
+    if not here.has_cuda:
+        assert not here.cuda_bfloat16
+
+
+@pytest.mark.parametrize(("is_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_only_the_forward_computes_in_bfloat16(is_bfloat16: bool, dtype: torch.dtype) -> None:
+    placement = Placement(device="cpu", is_bfloat16=is_bfloat16, is_channels_last=False)
+    net = placement.put_net(nn.Conv2d(3, 4, 1))
+    with placement.autocast():
+        assert net(torch.randn(1, 3, 4, 4)).dtype == dtype
+    assert net(torch.randn(1, 3, 4, 4)).dtype == torch.float32
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("is_channels_last", [True, False])
+def test_layout_of_net_and_images_changes_strides_and_no_value(is_channels_last: bool) -> None:
+    placement = Placement(device="cpu", is_bfloat16=False, is_channels_last=is_channels_last)
+    images, net = torch.randn(2, 3, 8, 8), nn.Conv2d(3, 4, 3)
+    weight, values = net.weight.detach().clone(), images.clone()
+    net, images = placement.put_net(net), placement.put_images(images)
+    for tensor, before in ((net.weight, weight), (images, values)):
+        assert torch.equal(tensor, before)
+        assert tensor.is_contiguous(memory_format=torch.channels_last) == is_channels_last
+        assert tensor.is_contiguous() != is_channels_last

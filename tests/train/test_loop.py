@@ -1,0 +1,256 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from imachsr.config.load import dump_yaml, load_run, run_to_dict
+from imachsr.config.schema import ConfigError
+from imachsr.data.splits import Selection
+from imachsr.train import checkpoint
+from imachsr.train.evaluate import evaluate
+from imachsr.train.loop import Result, train
+from tests.train.toys import toy_run, without_clock
+
+# Everything that draws while training: dropout, augmentation, and a loss that samples pixels.
+DRAWING = {"model__kwargs": {"dropout": 0.3}, "method__loss": "infonce", "optimizer__epochs": 4}
+
+
+def rows(result: Result) -> list[dict[str, float]]:
+    return [without_clock(row) for row in result.history]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return {key: value for key, value in checkpoint.load(folder)["net"].items() if isinstance(value, torch.Tensor)}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    return folder, train(toy_run(**DRAWING), output=folder)
+
+
+def test_the_same_seed_gives_bitwise_the_same_history_and_weights(unbroken: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, result = unbroken
+    torch.manual_seed(12345)  # what the process drew before does not matter
+    again = train(toy_run(**DRAWING), output=tmp_path / "run")
+    assert rows(again) == rows(result)
+    assert_same_weights(folder, tmp_path / "run")
+    other = train(toy_run(**DRAWING, seed=1))
+    assert rows(other) != rows(result)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_training_resumed_after_an_epoch_gives_the_numbers_of_an_unbroken_one(unbroken: tuple[Path, Result], tmp_path: Path, epochs: int) -> None:
+    folder, result = unbroken
+    broken, seen = tmp_path / "run", []
+
+    class StopError(Exception):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == epochs:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(toy_run(**DRAWING), output=broken, report=stop)
+    assert len((broken / "metrics.jsonl").read_text().splitlines()) == epochs
+    torch.manual_seed(999)
+    resumed = train(toy_run(**DRAWING), output=broken, resume=True, report=seen.append)
+    assert rows(resumed) == rows(result)
+    assert [row["epoch"] for row in seen] == list(range(epochs + 1, 5))
+    assert_same_weights(folder, broken)
+
+
+def test_epochs_on_disk_that_were_not_reported_are_reported_first(unbroken: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, result = unbroken
+    shutil.copytree(folder, tmp_path / "run")
+    seen: list[dict[str, float]] = []
+    train(toy_run(**DRAWING), output=tmp_path / "run", resume=True, reported=2, report=seen.append)
+    assert seen == list(result.history[2:])
+
+
+def test_a_training_killed_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not_been(unbroken: tuple[Path, Result], tmp_path: Path, root: Path) -> None:
+    marker, folder = tmp_path / "killed", tmp_path / "run"
+    # The fault wraps the same model, so that all numbers can be compared; two steps an epoch, so the sixth is in the third epoch.
+    options = {"fault": "kill", "at": 6, "marker": str(marker), "dropout": 0.3}
+    run = toy_run(**{**DRAWING, "model": {"import": "tests.train.toys:faulty", **options}, "optimizer__epochs": 4})
+    (tmp_path / "run.yaml").write_text(dump_yaml(run_to_dict(run)))
+    command = [sys.executable, "-m", "imachsr", "train", str(tmp_path / "run.yaml"), "--output", str(folder), "--wandb", "disabled"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    killed = subprocess.run(command, env=environment, cwd=tmp_path, timeout=300, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert marker.exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    resumed = subprocess.run([*command, "--resume"], env=environment, cwd=tmp_path, timeout=300, capture_output=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = rows(unbroken[1])
+    renamed = [{key.replace("tap/model.", "tap/"): value for key, value in without_clock(line).items()} for line in lines]
+    assert renamed == expected
+    left = {key.replace("backbone.model.", "backbone."): value for key, value in weights(folder).items()}
+    right = weights(unbroken[0])
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"optimizer__lr": 1e-3}, "optimizer"), ({"seed": 4}, "seed"), ({"method__alpha": 0.1, "augment__flip": 0}, "method, augment")],
+)
+def test_other_settings_on_resume_are_refused_by_name(unbroken: tuple[Path, Result], tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    before = (tmp_path / "run" / "run.yaml").read_text()
+    with pytest.raises(ConfigError, match=f"must be continued with the settings that it began with, but {named} changed; see run.yaml"):
+        train(toy_run(**{**DRAWING, **change}), output=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "run.yaml").read_text() == before
+
+
+def test_name_and_compute_may_change_on_resume(unbroken: tuple[Path, Result], tmp_path: Path) -> None:
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    resumed = train(toy_run(**DRAWING, name="other", compute__threads=None), output=tmp_path / "run", resume=True)
+    assert resumed.history == unbroken[1].history
+
+
+def test_a_folder_that_holds_a_training_is_refused_and_left_as_it_is(unbroken: tuple[Path, Result]) -> None:
+    folder, _ = unbroken
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConfigError, match="must be a new folder, but holds a training; give another --output, or continue it with --resume"):
+        train(toy_run(), output=folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_files_of_a_training_say_what_ran_and_what_came_out(unbroken: tuple[Path, Result]) -> None:
+    folder, result = unbroken
+    assert {path.name for path in folder.iterdir()} == {"run.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json"}
+    assert load_run(folder / "run.yaml") == toy_run(**DRAWING)
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(result.history)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["metrics"] == result.metrics == result.history[-1]
+    assert summary["taps"] == list(result.taps)
+    assert (summary["schema"], summary["name"], summary["epochs"]) == (1, "run", 4)
+    assert summary["parameters"] == sum(value.numel() for key, value in weights(folder).items() if key.startswith("backbone."))
+
+
+def test_rows_have_the_keys_that_are_documented(unbroken: tuple[Path, Result]) -> None:
+    _, result = unbroken
+    keys = {"epoch", "val/miou", "val/accuracy", "val/loss", "val/iou/road", "val/iou/sky", "val/iou/tree"}
+    keys |= {"train/loss", "train/output", "train/side", "train/entropy", "train/lr", "time/step_ms", "time/epoch_s", "images_per_s"}
+    keys |= {f"tap/{address}/{part}" for address in result.taps for part in ("std", "side", "entropy")}
+    assert len(result.taps) == 2
+    for number, row in enumerate(result.history, 1):
+        assert row.keys() == keys
+        assert row["epoch"] == number
+        assert row["train/loss"] == pytest.approx(row["train/output"] + row["train/side"] + row["train/entropy"], rel=1e-5)
+        assert row["val/miou"] == pytest.approx(sum(row[f"val/iou/{name}"] for name in ("road", "sky", "tree")) / 3)
+        method = toy_run(**DRAWING).method
+        assert row["train/side"] == pytest.approx(method.alpha / 2 * sum(row[f"tap/{address}/side"] for address in result.taps), rel=1e-5)
+        assert row["train/entropy"] == pytest.approx(method.beta / 2 * sum(row[f"tap/{address}/entropy"] for address in result.taps), rel=1e-5)
+
+
+def test_output_only_rows_have_no_side_and_no_tap() -> None:
+    result = train(toy_run(method__alpha=0, method__beta=0, optimizer__epochs=1))
+    assert result.taps == ()
+    assert not [key for key in result.metrics if key.startswith(("tap/", "train/side", "train/entropy"))]
+    assert result.metrics["train/loss"] == result.metrics["train/output"]
+
+
+def test_a_class_that_is_neither_labelled_nor_predicted_has_no_key_and_no_share_in_the_mean() -> None:
+    scripted = {"import": "tests.train.toys:Scripted", "shares": [1.0], "steps": 2}
+    run = toy_run(data__kwargs={"fourth": "sign"}, model=scripted, method__alpha=0, method__beta=0, optimizer__epochs=1)
+    assert run.data.num_classes == 4
+    row = train(run).metrics
+    assert {key for key in row if key.startswith("val/iou/")} == {"val/iou/road", "val/iou/sky", "val/iou/tree"}
+    assert row["val/miou"] == 100
+
+
+def test_training_learns() -> None:
+    result = train(toy_run(optimizer__epochs=12))
+    assert result.metrics["val/miou"] > 70  # a guess has 20, one class for all at most 11
+    assert result.metrics["train/loss"] < result.history[0]["train/loss"] / 2
+
+
+@pytest.mark.parametrize(("at", "epochs"), [(1, 0), (3, 1)])
+def test_a_loss_that_is_not_finite_stops_the_training_and_is_named(tmp_path: Path, at: int, epochs: int) -> None:
+    run = toy_run(model={"import": "tests.train.toys:faulty", "fault": "nan", "at": at})
+    with pytest.raises(FloatingPointError, match="every term must be finite, but output loss is nan"):
+        train(run, output=tmp_path / "run")
+    # What was learnt before the fault is kept, and the faulty epoch is not on disk.
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == epochs
+    assert (tmp_path / "run" / checkpoint.FILE).exists() == (epochs > 0)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_batch_larger_than_the_data_trains_on_all_of_them_in_one_step() -> None:
+    result = train(toy_run(optimizer__batch_size=64, optimizer__epochs=2))
+    schedule = [train(toy_run(optimizer__batch_size=8, optimizer__epochs=2)).history, result.history]
+    assert [[without_clock(row) for row in history] for history in schedule] == [rows(result)] * 2
+
+
+def test_a_search_s_score_never_touches_val() -> None:
+    run = toy_run(data__kwargs={"has_val": False, "count": 24}, optimizer__epochs=1)
+    with pytest.raises(RuntimeError, match="val must stay unseen"):
+        train(run)
+    result = train(run, evaluate_on="select", selection=Selection(fraction=0.25, blocks=1, guard=1))
+    assert not [key for key in result.metrics if key.startswith("val/")]
+    assert 0 <= result.metrics["select/miou"] <= 100
+
+
+def test_the_score_of_evaluate_is_that_of_the_last_row(unbroken: tuple[Path, Result]) -> None:
+    folder, result = unbroken
+    row = evaluate(folder)
+    assert row == {key: value for key, value in result.metrics.items() if key.startswith("val/")}
+    other = evaluate(folder, split="test")
+    assert {key.replace("test/", "val/") for key in other} == row.keys()
+    assert other["test/loss"] != row["val/loss"]
+    assert evaluate(folder, overrides=["data.kwargs.num_val=2"]) != row
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=scenes"], "must have the 3 classes that the model was trained for, but have 9"),
+        (["model.kwargs.has_unused=true"], "the model must be the one that was trained, but"),
+        (["data.kwargs"], "must have the form key=value"),
+    ],
+)
+def test_evaluating_on_what_does_not_fit_is_told(unbroken: tuple[Path, Result], overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(unbroken[0], overrides=overrides)
+
+
+def test_an_unknown_split_is_told(unbroken: tuple[Path, Result]) -> None:
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        evaluate(unbroken[0], split="vall")  # type: ignore[arg-type]
+
+
+def test_a_real_model_on_scenes_is_trained_resumed_and_evaluated_the_same(tmp_path: Path) -> None:
+    run = toy_run(
+        data={"kind": "scenes", "size": [32, 32], "num_train": 8, "num_val": 4},
+        model={"kind": "smp", "encoder": "tu-mobilenetv3_small_100"},
+        optimizer__epochs=2,
+    )
+    whole = train(run, output=tmp_path / "whole")
+    copy = tmp_path / "copy"
+    first: list[bytes] = []
+
+    def keep(row: dict[str, float]) -> None:
+        first.append((copy / checkpoint.FILE).read_bytes())
+
+    train(run, output=copy, report=keep)
+    (copy / checkpoint.FILE).write_bytes(first[0])
+    assert rows(train(run, output=copy, resume=True)) == rows(whole)
+    assert_same_weights(copy, tmp_path / "whole")  # BatchNorm's statistics too
+    assert evaluate(copy)["val/miou"] == whole.metrics["val/miou"]
