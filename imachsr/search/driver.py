@@ -53,12 +53,11 @@ class Driver:
         self._on_change = on_change
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
-        if (folder / FILE).exists():
-            try:
-                _check_resumable(folder, search, resume)
-            except ConfigError:
-                self._lock.close()
-                raise
+        try:
+            check_folder(folder, search, resume=resume)
+        except ConfigError:
+            self._lock.close()
+            raise
         self._started = time.monotonic()
         self._spent = _spent(folder)
         # Before the study: what is there can then always be continued.
@@ -290,7 +289,10 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
-def _check_resumable(folder: Path, search: Search, resume: bool) -> None:
+def check_folder(folder: Path, search: Search, *, resume: bool) -> None:
+    """Raise ConfigError unless the folder can take the search: a new one, or with ``resume`` the one that is in it."""
+    if not (folder / FILE).exists():
+        return
     if not resume:
         raise ConfigError(f"{folder} must be a new folder, but holds a search; give another --output, or continue it with --resume")
     before, now = load_yaml(folder / "search.yaml"), search_to_dict(search)

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from imachsr.config.load import make_run
 from imachsr.config.schema import ConfigError
 from imachsr.data.splits import Selection
-from imachsr.search.driver import Driver, Trials
+from imachsr.search.driver import Driver, Trials, check_folder
 from imachsr.search.space import Search
 from imachsr.tracking.events import Tracker
 from imachsr.train.loop import train
@@ -116,7 +116,10 @@ def run_search(
     Raises:
         ConfigError: If the data cannot be read, the model does not fit, or the cluster can never hold a trial.
     """
+    # Before the folder is made, so that a mistake can be mended and the same command given again.
+    check_folder(folder, search, resume=resume)
     _rehearse(search)
+    _reserve(search)
     driver = Driver(folder, search, tracker=tracker, on_change=on_change, resume=resume)
     key = str(folder.absolute())
     _DRIVERS[key] = driver
@@ -139,7 +142,8 @@ def _rehearse(search: Search) -> None:
         build_net(run, num_classes=run.data.num_classes, size=(samples.images.shape[-2], samples.images.shape[-1]))
 
 
-def _run(search: Search, driver: Driver, key: str, max_failures: int) -> None:
+def _reserve(search: Search) -> None:
+    """Start Ray, or join the cluster, and make sure that it can hold a trial at all: Tune would wait for ever."""
     budget = search.budget
     # Read when Tune starts and in its workers; its own loggers write what trials.jsonl holds already.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_STRICT_METRIC_CHECKING="1", RAY_CHDIR_TO_TRIAL_DIR="0")
@@ -148,6 +152,10 @@ def _run(search: Search, driver: Driver, key: str, max_failures: int) -> None:
     for kind, each in (("CPU", budget.cpus_per_trial), ("GPU", budget.gpus_per_trial)):
         if each > resources.get(kind, 0):
             raise ConfigError(f"budget.{kind.lower()}s_per_trial: must be at most the cluster's {resources.get(kind, 0):g} {kind}s, but got {each:g}")
+
+
+def _run(search: Search, driver: Driver, key: str, max_failures: int) -> None:
+    budget = search.budget
     tuner = tune.Tuner(
         tune.with_resources(run_trial, {"cpu": budget.cpus_per_trial, "gpu": budget.gpus_per_trial}),
         tune_config=TuneConfig(

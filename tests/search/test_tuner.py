@@ -178,6 +178,7 @@ def test_a_finished_search_is_extended_by_more_trials_and_nothing_runs_again(sea
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_at_once(own_ray: None, tmp_path: Path, budget: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_search(make_search(raw_search([], budget={"trials": 3, **budget})), tmp_path / "result")
+    assert not (tmp_path / "result").exists()  # so that the mended command can be given as it was
 
 
 @pytest.mark.parametrize(
