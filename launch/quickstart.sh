@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real search on procedural street scenes, on this machine, in about four minutes after the installation.
+# A real search on procedural street scenes, on this machine, in two to five minutes after the installation.
 # Usage: ./launch/quickstart.sh [OPTIONS AND SETTINGS OF imachsr search]
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit 0 ;; esac
