@@ -1,11 +1,13 @@
-"""The command line: layers, train, search, report, export, evaluate, doctor."""
+"""The command line: layers, settings, train, search, report, export, evaluate, doctor."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from imachsr.console import Progress, people, plain, search_table
+from imachsr.console import Progress, arms_table, people, plain, search_table
 from imachsr.version import __version__
 
 app = typer.Typer(
@@ -43,11 +45,11 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
 
 
-def _free(folder: Path) -> Path:
-    """The folder, or with a number behind it when it is taken: a default must never end in an error."""
-    candidate, number = folder, 2
+def _free(path: Path, suffix: str = "") -> Path:
+    """The path, or with a number behind it when it is taken: a default must never end in an error."""
+    candidate, number = Path(f"{path}{suffix}"), 2
     while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+        candidate, number = Path(f"{path}-{number}{suffix}"), number + 1
     return candidate
 
 
@@ -71,18 +73,24 @@ def _again(command: str, config: Path, overrides: list[str], folder: Path) -> st
     return shlex.join(["imachsr", command, str(config), *overrides, "--output", str(folder), "--resume"])
 
 
-def _check_kind(config: Path, command: str) -> None:
-    """A file of the other kind would be answered by one complaint a key."""
+def _foreign_keys(config: Path, command: str) -> list[str]:
+    """Keys by which a file shows that it is for the other one of train and search; none when it may be for this one."""
     from imachsr.config.load import load_yaml
-    from imachsr.config.schema import ConfigError, Run
+    from imachsr.config.schema import Run
     from imachsr.search.space import Search
 
-    kinds = {"train": ("one run", set(Run.model_fields)), "search": ("a search", {"base", *Search.model_fields})}
-    right = "search" if command == "train" else "train"
-    (what, own), (found, other) = kinds[command], kinds[right]
+    kinds = {"train": set(Run.model_fields), "search": {"base", *Search.model_fields}}
+    own, other = kinds[command], kinds["search" if command == "train" else "train"]
     keys = set(load_yaml(config))
-    strange = sorted(keys & other - own)
-    if strange and not keys & own - other:
+    return [] if keys & own - other else sorted(keys & other - own)
+
+
+def _check_kind(config: Path, command: str) -> None:
+    """A file of the other kind would be answered by one complaint a key."""
+    from imachsr.config.schema import ConfigError
+
+    what, found, right = ("one run", "a search", "search") if command == "train" else ("a search", "one run", "train")
+    if strange := _foreign_keys(config, command):
         raise ConfigError(f"{config} must hold {what}, but holds {found} ({', '.join(strange)}); use: imachsr {right} {config}")
 
 
@@ -95,6 +103,20 @@ def _check_prefix(overrides: list[str]) -> None:
         first = text.partition("=")[0].partition(".")[0].strip()
         if first in Run.model_fields and first not in Search.model_fields:
             raise ConfigError(f"a setting of the base run must begin with run., as in run.{text}, but got {text!r}")
+
+
+@contextlib.contextmanager
+def _about_data(data: Path | None, key: str) -> Iterator[None]:
+    """Name the option when what it sets is refused."""
+    from imachsr.config.schema import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        if data is None or "'root' is no setting" not in str(error):
+            raise
+        hint = f"--data sets {key}.root: leave it out, or choose a data set that is read from a folder, by {key}.kind"
+        raise ConfigError(f"{error}\n{hint}") from None
 
 
 def _quoted(path: Path) -> str:
@@ -126,12 +148,15 @@ def _run_id(folder: Path) -> str:
 @app.command()
 def layers(
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of a run; its model and standard are taken.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of a run or a search; its model and standard are taken.", show_default=False)] = None,
     architecture: Annotated[str | None, typer.Option(help="Architecture of segmentation_models_pytorch.", show_default="unet")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of segmentation_models_pytorch, or tu-NAME for one of timm.", show_default="resnet18")
     ] = None,
-    standard: Annotated[str | None, typer.Option(help="Rule that chooses: auto, resolution, stage or depth.", show_default="auto")] = None,
+    standard: Annotated[
+        str | None,
+        typer.Option(help="Rule that chooses: auto, resolution, stage, depth, or explicit (layers: method.standard.layers).", show_default="auto"),
+    ] = None,
     max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="3")] = None,
     placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
     size: Annotated[
@@ -149,6 +174,7 @@ def layers(
     from imachsr.core.layers import trace
     from imachsr.core.selection import select
     from imachsr.data.samples import check_size
+    from imachsr.search.space import load_search
 
     given = {
         "model.architecture": architecture,
@@ -157,7 +183,8 @@ def layers(
         "method.standard.max_taps": max_taps,
         "method.standard.placement": placement,
     }
-    base = run_to_dict(load_run(config)) if config else {}
+    is_search = config is not None and bool(_foreign_keys(config, "train"))
+    base = run_to_dict(load_search(config).base() if is_search else load_run(config)) if config else {}
     run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
     # The user's own data set is not asked: it may read the data.
     pixels: Any = size or getattr(run.data, "size", (96, 128))
@@ -181,6 +208,30 @@ def layers(
 
 
 @app.command()
+def settings(
+    prefix: Annotated[
+        str | None, typer.Argument(help="Beginning of keys, such as optimizer or method.loss; all without it.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the settings of a run and of a search: key, what it takes, default and meaning."""
+    from imachsr.search.settings import settings as known
+
+    found = known(prefix or "")
+    if as_json:
+        return _print_json([dataclasses.asdict(each) for each in found])
+    for of, title in (("run", "settings of a run"), ("search", "settings of a search, where a run's begin with run.")):
+        rows = [each for each in found if each.of == of]
+        table = Table("key", "values", "default", Column("meaning", overflow="fold"), title=title, title_justify="left")
+        for each in rows:
+            only = f"({', '.join(each.only_with)}) " if each.only_with else ""
+            table.add_row(each.key, each.values, each.default, only + each.meaning)
+        if rows:
+            plain.print(table)
+    return None
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run, such as launch/scenes.yaml.")],
     overrides: Overrides = None,
@@ -194,13 +245,19 @@ def train(
 ) -> None:
     """Train one run; val is scored after every epoch."""
     from imachsr.config.load import load_run, run_to_dict
+    from imachsr.config.schema import ConfigError
     from imachsr.tracking.events import TrialStart
     from imachsr.train.loop import train as train_here
 
     _check_kind(config, "train")
     given = [*(overrides or []), *([f"data.root={_quoted(data)}"] if data else [])]
-    run = load_run(config, given)
+    with _about_data(data, "data"):
+        run = load_run(config, given)
     folder = _result_folder(output, run.name, resume=resume, foreign="study.sqlite3")
+    if not resume and (folder / "checkpoint.pt").exists():
+        raise ConfigError(f"{folder} must be a new folder, but holds a training; give another --output, or continue it with --resume")
+    if hasattr(run.data, "root"):
+        run.data.load("val")  # the likeliest mistake, told before anything else is
     tracker = _tracker(folder, wandb, wandb_project)
     people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}")
     key = ""
@@ -262,23 +319,29 @@ def search(
     _check_prefix(overrides or [])
     options = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", _quoted(data) if data else None)]
     given = [*(overrides or []), *(f"{key}={value}" for key, value in options if value is not None)]
-    found = load_search(config, given)
+    with _about_data(data, "run.data"):
+        found = load_search(config, given)
     folder = _result_folder(output, found.name, resume=resume, foreign="checkpoint.pt")
     tracker = _tracker(folder, wandb, wandb_project)
     epochs = found.base().optimizer.epochs
-    people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time")
-    people.print(f"results in {folder}; starting Ray ...")
+
+    def announce() -> None:
+        people.print(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs, {found.budget.concurrency} at a time")
+        people.print(f"results in {folder}; starting Ray ...")
+
     progress = Progress(found.metric.name, found.metric.mode, epochs, is_live=people.is_terminal and not as_json)
     with progress:
-        summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, resume=resume)
+        summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, on_ready=announce, resume=resume)
     page = write_report(folder)
+    failure = _failure(summary, folder)
     if as_json:
         _print_json({**summary, "output": str(folder), "report": str(page)})
     else:
-        plain.print(search_table(summary))
-        plain.print(f"report: {page}", soft_wrap=True)
-        quoted = shlex.quote(str(folder))
-        go_on = [f"imachsr report {quoted}", f"imachsr export {quoted} --out best.yaml", "imachsr train best.yaml --output runs/best"]
+        _show_search(summary, page)
+        quoted, run_file, run_folder = shlex.quote(str(folder)), _free(Path("best"), ".yaml"), _free(Path("runs/best"))
+        go_on = [f"imachsr report {quoted}"]
+        if not failure:
+            go_on += [f"imachsr export {quoted} --out {run_file}", f"imachsr train {run_file} --output {run_folder}"]
         if not summary["finished"]:
             go_on = [_again("search", config, given, folder)]
         people.print("to look at the runs, and to go on:")
@@ -286,20 +349,45 @@ def search(
             people.print(f"  {line}", soft_wrap=True)
     if not summary["finished"]:  # Tune answers the interrupt by ending in order
         raise typer.Exit(INTERRUPTED)
+    if failure:
+        people.print(f"failed: {failure}", soft_wrap=True, style="red")
+        raise typer.Exit(1)
+    if others := [trial for trial in summary["trials"] if trial["state"] == "FAIL"]:
+        people.print(f"{len(others)} of {len(summary['trials'])} trials failed; the first: {_why(others[0], folder)}", soft_wrap=True)
+
+
+def _why(trial: dict[str, Any], folder: Path) -> str:
+    return f"trial {trial['number']}: {trial['error']} (in full: {folder / 'trials' / format(trial['number'], '04d') / 'error.txt'})"
+
+
+def _failure(summary: dict[str, Any], folder: Path) -> str:
+    """Why a search found nothing, or "": without the baseline there is nothing to compare with."""
+    failed = [trial for trial in summary["trials"] if trial["state"] == "FAIL"]
+    baseline = next((trial for trial in failed if trial["number"] == summary["baseline"]), None)
+    if baseline is not None:
+        return f"the baseline, {_why(baseline, folder)}"
+    return f"no trial finished; {_why(failed[0], folder)}" if failed and summary["best"] is None else ""
+
+
+def _show_search(summary: dict[str, Any], page: Path) -> None:
+    plain.print(search_table(summary))
+    if (means := arms_table(summary)) is not None:
+        plain.print(means)
+    plain.print(f"report: {page}", soft_wrap=True)
 
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Result folder of a search.")], as_json: Json = False) -> None:
     """Show a search's table and write its HTML report; reads files only."""
     from imachsr.report.html import write_report
-    from imachsr.report.table import load_summary, rows
+    from imachsr.report.table import arms, load_summary, rows
 
     summary = load_summary(folder)
     page = write_report(folder)
     if as_json:
-        return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "report": str(page)})
-    plain.print(search_table(summary))
-    plain.print(f"report: {page}", soft_wrap=True)
+        means = [{**dataclasses.asdict(arm), "mean": arm.mean, "difference": arm.difference} for arm in arms(summary)]
+        return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "arms": means, "report": str(page)})
+    _show_search(summary, page)
     return None
 
 
@@ -371,8 +459,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Show the vers
 
 def main() -> None:
     """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message) or 130 (interrupted)."""
-    # `import: mypackage.module:name` finds what lies beside the user.
-    sys.path.insert(0, os.getcwd())
+    # `import: mypackage.module:name` finds what lies beside the user; last, so that a file named like a package hides none.
+    sys.path.append(os.getcwd())
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module="imachsr")
     warnings.showwarning = lambda message, *_args, **_options: people.print(f"note: {message}", soft_wrap=True)
@@ -382,6 +470,7 @@ def main() -> None:
         if os.environ.get("IMACHSR_TRACEBACK"):
             raise
         people.print(f"error: {error}", soft_wrap=True, style="red")
+        people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
         raise SystemExit(2) from None
     except (FloatingPointError, OSError, RuntimeError) as error:
         if os.environ.get("IMACHSR_TRACEBACK"):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from imachsr.report.table import STATES, rows
+from imachsr.report.table import STATES, arms, has_seeds, rows
 
 
 def _console(*, stderr: bool) -> Console:
@@ -59,7 +59,8 @@ def search_table(summary: dict[str, Any]) -> Table:
     """A search's table; ``summary`` as in summary.json."""
     metric = summary["metric"]
     shown = Table(title=f"{metric} of the last epoch" + (", percent" if "iou" in metric or metric.endswith("accuracy") else ""))
-    for name in ("trial", "mIoU" if metric.endswith("miou") else metric, "difference", "epochs"):
+    seeded = has_seeds(summary)
+    for name in ("trial", *(["seed"] if seeded else []), "mIoU" if metric.endswith("miou") else metric, "difference", "epochs"):
         shown.add_column(name, justify="right")
     for name in ("state", "configuration"):
         shown.add_column(name, overflow="fold")
@@ -68,5 +69,18 @@ def search_table(summary: dict[str, Any]) -> Table:
         difference = "" if row.difference is None else f"{row.difference:+.2f}"
         what = f"{row.arm}: {row.settings}" if row.arm else row.settings
         style = "bold" if row.number == summary["baseline"] else "dim" if row.state in ("stopped", "failed") else None
-        shown.add_row(str(row.number), value, difference, row.epochs, row.state, row.error or what, style=style)
+        shown.add_row(str(row.number), *([str(row.seed)] if seeded else []), value, difference, row.epochs, row.state, row.error or what, style=style)
+    return shown
+
+
+def arms_table(summary: dict[str, Any]) -> Table | None:
+    """Means over the seeds and paired differences of a search's arms; None for a search with one seed."""
+    if not (found := arms(summary)):
+        return None
+    shown = Table(title="arms over their seeds, against the baseline with the same seed", title_justify="left")
+    for name, justify in (("arm", "left"), ("seeds", "right"), ("mean", "right"), ("difference", "right"), ("of each seed", "left")):
+        shown.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for arm in found:
+        difference = "" if arm.difference is None else f"{arm.difference:+.2f}"
+        shown.add_row(arm.name, str(len(arm.values)), f"{arm.mean:.2f}", difference, arm.each, style="bold" if arm.is_baseline else None)
     return shown

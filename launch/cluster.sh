@@ -2,8 +2,8 @@
 # A Ray cluster: start it, run a search or a training on it, end it.
 #
 # Usage: ./launch/cluster.sh up [OPTIONS OF ray up]
-#        ./launch/cluster.sh submit SEARCH.yaml [OPTIONS AND SETTINGS OF imachsr search]
-#        ./launch/cluster.sh train RUN.yaml --workers N [OPTIONS AND SETTINGS OF imachsr train]
+#        ./launch/cluster.sh submit SEARCH.yaml --output /mnt/shared/NAME budget.gpus_per_trial=1 [OPTIONS AND SETTINGS OF imachsr search]
+#        ./launch/cluster.sh train RUN.yaml --output /mnt/shared/NAME --workers N [OPTIONS AND SETTINGS OF imachsr train]
 #        ./launch/cluster.sh dashboard
 #        ./launch/cluster.sh down
 #

@@ -1,4 +1,6 @@
-# Sourced by the scripts beside it: makes .venv from requirements.lock where it is missing or out of date, and activates it.
+# Sourced by the scripts beside it: makes .venv from requirements.lock where it is missing or out of date, activates it, and leaves the
+# project's folder as the current one; the user's paths are relative to $caller.
+caller="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf '\n== %s\n' "$*" >&2; }

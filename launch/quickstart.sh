@@ -4,6 +4,8 @@
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit 0 ;; esac
 source "$(dirname "$0")/environment.sh"
-say "searching: 10 trials, 2 at a time, on procedural street scenes"
-imachsr search search_spaces/quickstart.yaml "$@"
-say "imachsr is in .venv: source .venv/bin/activate"
+project="$PWD"
+cd "$caller"
+say "searching on procedural street scenes"
+imachsr search "$project/search_spaces/quickstart.yaml" "$@"
+say "imachsr is in .venv: source $(printf '%q' "$project")/.venv/bin/activate"

@@ -8,4 +8,5 @@ case "${1:-}" in
     -h | --help) usage; exit 0 ;;
 esac
 source "$(dirname "$0")/environment.sh"
+cd "$caller"
 exec imachsr search "$@"

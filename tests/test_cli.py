@@ -28,7 +28,7 @@ SEARCH = [
     "selection.blocks=2",
     "selection.guard=0",
 ]
-COMMANDS = ["layers", "train", "search", "report", "export", "evaluate", "doctor"]
+COMMANDS = ["layers", "settings", "train", "search", "report", "export", "evaluate", "doctor"]
 
 
 class Ran(NamedTuple):
@@ -82,12 +82,14 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran, Ran]:
 
 
 def one_error(ran: Ran) -> str:
-    """A user's mistake: exit code 2, nothing on stdout, one message and no traceback."""
+    """A user's mistake: exit code 2, nothing on stdout, one message, and how to get the traceback."""
     assert ran.code == 2, ran.err
     assert ran.out == ""
     assert "Traceback" not in ran.err
-    (line,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
+    before, _, message = ran.err.partition("error: ")
+    assert "error: " not in before
+    assert message.endswith("\nIMACHSR_TRACEBACK=1 shows where\n")
+    return message
 
 
 # Help
@@ -151,6 +153,12 @@ def test_units_are_told(run: Cli) -> None:
     assert "Trials in all" in run("search", "--help").out
 
 
+def test_every_standard_is_named_in_the_help(run: Cli) -> None:
+    text = unboxed(run("layers", "--help").out)
+    for kind in ("auto", "resolution", "stage", "depth", "explicit"):
+        assert kind in text
+
+
 def test_no_command_shows_the_help(run: Cli) -> None:
     assert "layers" in (ran := run()).out + ran.err
 
@@ -206,6 +214,32 @@ def test_layers_takes_a_users_own_model(run: Cli, tmp_path: Path) -> None:
     ran = run("layers", "model.import=mine:make", "model.width=5", "--classes", 4, "--max-taps", 1, "--json")
     assert ran.code == 0, ran.err
     assert {layer["channels"] for layer in json.loads(ran.out)["candidates"]} >= {5, 8}
+
+
+@pytest.mark.parametrize("kind", ["run", "search"])
+def test_layers_takes_the_base_run_of_a_search(kind: str, run: Cli, tmp_path: Path) -> None:
+    text = "data: {kind: scenes, size: [64, 96]}\nmethod: {standard: {kind: stage, max_taps: 2}}\n"
+    if kind == "search":
+        text = "run:\n" + "".join(f"  {line}\n" for line in text.splitlines()) + "space: {method.alpha: {float: [0.1, 1]}}\n"
+    (tmp_path / "file.yaml").write_text(text)
+    ran = run("layers", "--config", "file.yaml", "--json")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    assert (found["input_size"], len(found["taps"])) == ([64, 96], 2)
+
+
+# settings
+
+
+def test_settings_lists_keys_values_defaults_and_meanings(run: Cli) -> None:
+    ran = run("settings", "optimizer")
+    assert (ran.code, ran.err) == (0, "")
+    assert re.search(r"optimizer.lr +│ number > 0 +│ 0.001 +│ Peak learning rate > 0.", ran.out)
+    assert "settings of a search" not in ran.out
+    found = json.loads(run("settings", "--json").out)
+    assert {"run", "search"} == {each["of"] for each in found}
+    assert {"method.loss.temperature", "budget.trials"} <= {each["key"] for each in found}
+    assert "nearest: 'optimizer'" in one_error(run("settings", "optimiser"))
 
 
 # train and evaluate
@@ -268,7 +302,92 @@ def test_evaluate_scores_the_data_that_is_asked_for(trained: tuple[Path, Ran], r
     assert f"{same['val/loss']:.4f}" in text
 
 
+def test_nothing_is_announced_that_cannot_begin(trained: tuple[Path, Ran], run: Cli, tmp_path: Path) -> None:
+    folder, _ = trained
+    (tmp_path / "empty").mkdir()
+    for args in (
+        ["train", SCENES, *SMALL, "--output", folder],
+        ["train", ROOT / "launch/camvid.yaml", "--data", "empty"],
+        ["search", ROOT / "search_spaces/camvid.yaml", "--data", "empty"],
+    ):
+        ran = run(*args)
+        one_error(ran)
+        assert "results in" not in ran.err
+
+
+def test_a_file_beside_the_user_does_not_hide_a_module_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')\n")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\ndef make(num_classes):\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
+    )
+    # As the installed command does: no script's folder, and not the current one, is on the path.
+    code = f"import sys; sys.path = [each for each in sys.path if each]; sys.path.append({str(ROOT)!r}); from imachsr.cli import main; main()"
+    words = [sys.executable, "-P", "-c", code, "layers", "model.import=mine:make", "--max-taps", "1", "--json"]
+    found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["taps"]
+
+
 # search, report, export
+
+
+FAILING = """run:
+  data: {kind: scenes, size: [32, 32], num_train: 16}
+  model: {import: "broken:make"}
+  optimizer: {epochs: 2, batch_size: 4}
+space: {method.alpha: {float: [0.1, 1.0]}}
+scheduler: {kind: none}
+selection: {blocks: 2, guard: 0}
+budget: {trials: 2, concurrency: 1}
+"""
+
+
+def test_a_search_in_which_every_trial_failed_has_failed_and_says_where_to_look(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from torch import nn\n"
+        "class Model(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        if self.training and len(x) == 4:\n"
+        "            raise KeyError('a fault')\n"
+        "        return super().forward(x)\n"
+        "def make(num_classes):\n"
+        "    return Model(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
+    )
+    (tmp_path / "failing.yaml").write_text(FAILING)
+    ran = process("search", "failing.yaml", "--output", "my out", "--wandb", "disabled", cwd=tmp_path)
+    assert ran.code == 1, ran.err
+    assert ran.err.splitlines()[-1] == "failed: the baseline, trial 0: KeyError: 'a fault' (in full: my out/trials/0000/error.txt)"
+    assert "broken.py" in (tmp_path / "my out/trials/0000/error.txt").read_text()
+    assert "imachsr export" not in ran.err
+    assert "imachsr report 'my out'" in ran.err
+
+
+def test_only_a_search_that_can_be_compared_has_succeeded() -> None:
+    failed = trial(1, "FAIL", value=None, error="no")
+    assert cli._failure({"trials": [BASELINE, failed], "baseline": 0, "best": 0}, Path("x")) == ""
+    whole = {"trials": [trial(0, "FAIL", value=None, error="no"), trial(1)], "baseline": 0, "best": 1}
+    assert cli._failure(whole, Path("x")) == "the baseline, trial 0: no (in full: x/trials/0000/error.txt)"
+    assert cli._failure({"trials": [], "baseline": 0, "best": None}, Path("x")) == ""  # interrupted at once
+
+
+def test_names_that_are_printed_to_go_on_with_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [cli._free(Path("best"), ".yaml"), cli._free(Path("runs/best"))] == [Path("best.yaml"), Path("runs/best")]
+    Path("best.yaml").touch()
+    Path("best-2.yaml").touch()
+    Path("runs/best").mkdir(parents=True)
+    assert [cli._free(Path("best"), ".yaml"), cli._free(Path("runs/best"))] == [Path("best-3.yaml"), Path("runs/best-2")]
+
+
+def test_a_report_of_several_seeds_shows_their_means(run: Cli, tmp_path: Path) -> None:
+    trials = [
+        trial(number, arm=arm, seed=seed, value=value, difference=value - 30.0)
+        for number, (arm, seed, value) in enumerate([("b", 0, 30.0), ("b", 1, 30.0), ("c", 0, 36.0), ("c", 1, 31.0)])
+    ]
+    make(tmp_path / "s", trials, best=2)
+    assert "+6.00, +1.00" in run("report", "s").out
+    found = json.loads(run("report", "s", "--json").out)
+    assert [(arm["name"], arm["mean"], arm["difference"]) for arm in found["arms"]] == [("b", 30.0, 0.0), ("c", 33.5, 3.5)]
 
 
 def test_search_prints_one_json_document_and_its_progress_elsewhere(searched: tuple[Path, Ran, Ran]) -> None:
@@ -414,8 +533,10 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["train", SCENES, "--resume"], "--resume must go with a folder to continue in, but runs/scenes is none"),
     (["train", SCENES, "--resume", "--output", "none"], "but none is none"),
     (["train", QUICK], f"must hold one run, but holds a search (arms, budget, run, sampler, scheduler, space); use: imachsr search {QUICK}"),
+    (["train", SCENES, "--data", "none"], "--data sets data.root: leave it out, or choose a data set that is read from a folder, by data.kind"),
+    (["search", QUICK, "--data", "none"], "--data sets run.data.root: leave it out, or choose a data set"),
     (["train", ROOT / "launch/camvid.yaml", "--data", "none"], "`data.root` must be CamVid's folder, but "),
-    (["train", ROOT / "launch/camvid.yaml", "--data", "search"], "search must hold train/ with trainannot/"),
+    (["train", ROOT / "launch/camvid.yaml", "--data", "search"], "search must hold val/ with valannot/"),
     (["train", SCENES, *SMALL, "method.standard={kind: explicit, layers: [encoder.layer9]}"], "encoder.layer"),
     (["train", SCENES, *SMALL, "--workers", "3"], "batch_size"),
     (["search", "none.yaml"], "none.yaml must be a readable file"),

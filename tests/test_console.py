@@ -108,3 +108,15 @@ def test_a_pipe_is_wide_enough_for_a_table(monkeypatch: pytest.MonkeyPatch) -> N
     """80 columns would break settings and layer names into pieces."""
     monkeypatch.delenv("COLUMNS", raising=False)
     assert console._console(stderr=False).width == 160
+
+
+def test_seeds_are_a_column_where_there_are_several_and_arms_have_means() -> None:
+    trials = [
+        trial(number, arm=arm, seed=seed, value=value, difference=value - 30.0)
+        for number, (arm, seed, value) in enumerate([("b", 0, 30.0), ("b", 1, 30.0), ("c", 0, 36.0), ("c", 1, 31.0)])
+    ]
+    assert [line[:4] for line in cells(shown(trials))[:2]] == [["trial", "seed", "mIoU", "difference"], ["0", "0", "30.00", "+0.00"]]
+    out = io.StringIO()
+    Console(file=out, width=120).print(console.arms_table({"trials": trials, "mode": "max", "baseline": 0}))
+    assert cells(out.getvalue())[1:] == [["b", "2", "30.00", "+0.00", "+0.00, +0.00"], ["c", "2", "33.50", "+3.50", "+6.00, +1.00"]]
+    assert console.arms_table({"trials": trials[::2], "mode": "max", "baseline": 0}) is None

@@ -27,6 +27,9 @@ def make(num_classes, width=8):
 def make_nothing(num_classes):
     return "no module"
 
+def make_broken(num_classes):
+    return {}["backbone"]
+
 def make_fixed():
     return nn.Identity()
 """
@@ -134,6 +137,10 @@ def test_weights_of_another_name_are_told_with_the_known_ones() -> None:
         (
             ImportedModel(path="outside_models:make", kwargs={"num_classes": 3}),
             "`num_classes` of 'outside_models:make' must be left to the data set, but got 3",
+        ),
+        (
+            ImportedModel(path="outside_models:make_broken"),
+            r"'outside_models:make_broken' must work, but: KeyError: 'backbone' \(outside_models.py:11\)",
         ),
         (ImportedModel(path="outside_models:mak"), "must have 'mak', but has not; nearest: 'make'"),
     ],

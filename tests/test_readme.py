@@ -70,7 +70,7 @@ def test_commands_follow_each_other() -> None:
         read = str(params.get("folder") or params.get("config") or "")
         assert not read or (ROOT / read).exists() or read in made, line
         made |= {str(params[key]) for key in ("output", "out") if params.get(key)}
-        assert name in ("layers", "train", "evaluate", "search", "report", "export")
+        assert name in ("layers", "settings", "train", "evaluate", "search", "report", "export")
 
 
 def test_looking_training_and_evaluating_work_as_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from imachsr.core.losses import AnySideLoss
 from imachsr.core.output import logits_of
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.core.wrapper import IMacHSR
-from imachsr.importing import call_object, check_arguments, import_object
+from imachsr.importing import call_object, check_arguments, import_object, reason
 
 
 def build_model(run: Run, num_classes: int) -> nn.Module:
@@ -61,8 +61,9 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
             heterogeneity=method.heterogeneity,
             seed=run.seed,
         )
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"data, model and method must fit, but: {error}") from error
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        paths = [part.path for part in (run.model, run.method.standard, *losses) if part.kind == "import"]
+        raise ConfigError(f"data, model and method must fit, but: {reason(error, *paths)}") from error
 
 
 def output_loss(run: Run) -> Callable[..., Any]:

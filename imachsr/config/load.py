@@ -1,13 +1,14 @@
 """Read YAML and command-line overrides into a checked :class:`Run`, and write it back."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from imachsr.config.schema import ConfigError, Run, normalized, validate
+from imachsr.config.schema import ConfigError, Method, Run, normalized, validate
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,7 +162,7 @@ def make_run(raw: Mapping[str, Any], dotted: Mapping[str, Any] | None = None) ->
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """The run of a YAML file, with ``key=value`` overrides.
+    """The run of a YAML file, with ``key=value`` overrides; warns of settings without an effect.
 
     Raises:
         ConfigError: For anything that the user got wrong; names file and key.
@@ -169,9 +170,27 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     dotted = parse_overrides(overrides)
     raw = load_yaml(path)
     try:
-        return make_run(raw, dotted)
+        run = make_run(raw, dotted)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).replace(chr(10), f'{chr(10)}{path}: ')}") from None
+    for line in _without_effect(run):
+        warnings.warn(line, stacklevel=2)
+    return run
+
+
+def _without_effect(run: Run) -> list[str]:
+    """What the user must have set, since it is not the default, and what switches it off."""
+    method, default = run.method, Method()
+    lines = []
+    if method.alpha == 0 and method.loss != default.loss:
+        lines.append("method.loss has no effect while method.alpha is 0")
+    if method.entropy is None and method.beta not in (0, default.beta):
+        lines.append("method.beta has no effect while method.entropy is null")
+    if method.beta == 0 and method.entropy not in (None, default.entropy):
+        lines.append("method.entropy has no effect while method.beta is 0")
+    if run.optimizer.warmup_epochs > run.optimizer.epochs:
+        lines.append(f"optimizer.warmup_epochs is cut to the run's {run.optimizer.epochs} epochs, in which the learning rate only rises")
+    return lines
 
 
 def run_to_dict(run: Run) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,9 +15,11 @@ from PIL import Image
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.samples import Samples
+from imachsr.files import write_atomic
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 Pair = tuple[Path, Path]
+VERSION = 2  # of the decoding; arrays of another are left alone
 
 
 def cache_folder(cache: str | None) -> Path:
@@ -26,18 +30,23 @@ def cache_folder(cache: str | None) -> Path:
 
 
 def list_images(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Images of a folder whose stems end in ``suffix``, by stem, in name order.
+    """Images of a folder whose stems end in ``suffix``, by stem, in name order; numbers count as numbers, so that ``img_2`` is before ``img_10``.
 
     Raises:
         ValueError: If two files have one stem.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=_natural):
         if path.suffix.lower() in SUFFIXES and path.stem.endswith(suffix):
             if path.stem in found:
                 raise ValueError(f"each stem must occur once in {folder}, but got {found[path.stem].name} and {path.name}")
             found[path.stem] = path
     return found
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    # Texts and numbers alternate, so that like is compared with like.
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", path.name))], path.name
 
 
 def pair_folders(images: Path, labels: Path, *, label_suffix: str = "") -> list[Pair]:
@@ -73,23 +82,28 @@ def load_pairs(
         cache: Folder for the arrays.
 
     Raises:
-        ValueError: If a file cannot be read or holds an unknown label (names the file), or the cache cannot be written.
+        ValueError: If a file cannot be read or holds an unknown label, or a label map has another size than its image (names the files), or the cache
+            cannot be written.
     """
     replace = dict(ignore or {})
     names = tuple(image.stem for image, _ in pairs)
-    key = hashlib.sha256(repr((size, num_classes, sorted(replace.items()), [_stamp(path) for pair in pairs for path in pair])).encode())
+    key = hashlib.sha256(repr((VERSION, size, num_classes, sorted(replace.items()), [_stamp(path) for pair in pairs for path in pair])).encode())
     folder = cache_folder(cache)
     targets = [folder / f"{key.hexdigest()[:32]}-{part}.npy" for part in ("images", "labels")]
     if not all(target.exists() for target in targets):
         images = np.empty((len(pairs), 3, *size), np.uint8)
         labels = np.empty((len(pairs), *size), np.uint8)
         for index, (image, label) in enumerate(pairs):
-            images[index] = _decode_image(image, size)
-            labels[index] = _decode_labels(label, size, num_classes, replace)
+            picture, classes = _open(image), _open(label)
+            if picture.size != classes.size:
+                (width, height), (right, down) = picture.size, classes.size
+                raise ValueError(f"{label} must have the {height} x {width} pixels of {image}, but has {down} x {right}")
+            images[index] = _decode_image(image, picture, size)
+            labels[index] = _decode_labels(label, classes, size, num_classes, replace)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for target, array in zip(targets, (images, labels), strict=True):
-                _write(target, array)
+                write_atomic(target, partial(_save, array))
         except OSError as error:
             need = (images.nbytes + labels.nbytes) / 1e6
             raise ValueError(f"cache folder {folder} must take {need:.1f} MB, but: {error}; set data.cache or XDG_CACHE_HOME to another") from error
@@ -103,17 +117,8 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), status.st_mtime_ns, status.st_size
 
 
-def _write(target: Path, array: NDArray[np.uint8]) -> None:
-    """Write atomically: another process sees the whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, target)
+def _save(array: NDArray[np.uint8], file: IO[bytes]) -> None:
+    np.save(file, array)
 
 
 def _open(path: Path) -> Image.Image:
@@ -125,15 +130,13 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"{path} must be a readable image, but: {error}") from error
 
 
-def _decode_image(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
-    image = _open(path)
+def _decode_image(path: Path, image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     if image.mode[0] in "IF":  # Pillow would clip, not scale
         raise ValueError(f"{path} must have 8 bits a channel, but has mode {image.mode}")
     return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR), np.uint8).transpose(2, 0, 1)
 
 
-def _decode_labels(path: Path, size: tuple[int, int], num_classes: int, replace: Mapping[int, int]) -> NDArray[np.uint8]:
-    image = _open(path)
+def _decode_labels(path: Path, image: Image.Image, size: tuple[int, int], num_classes: int, replace: Mapping[int, int]) -> NDArray[np.uint8]:
     raw = np.asarray(image)
     if raw.ndim != 2 or raw.dtype.kind == "f":
         raise ValueError(f"{path} must hold one class index a pixel (grey or palette), but has mode {image.mode}")

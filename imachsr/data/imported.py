@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.samples import Dataset, Samples, Split, check_split
-from imachsr.importing import call_object
+from imachsr.importing import blaming, call_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +28,25 @@ class Imported:
     @cached_property
     def _made(self) -> Dataset:
         made = call_object(self.path, self.kwargs)
-        missing = [name for name in ("num_classes", "class_names", "load") if not hasattr(made, name)]
+        with blaming(f"num_classes and class_names of {self.path!r}", self.path):
+            missing = [name for name in ("num_classes", "class_names", "load") if not hasattr(made, name)]
+            count, names = (None, []) if missing else (made.num_classes, list(made.class_names))
         if missing:
             raise ValueError(f"what {self.path!r} gives must have num_classes, class_names and load(split), but has no {', '.join(missing)}")
-        names = list(made.class_names)
-        if not 2 <= made.num_classes <= IGNORE_INDEX or len(set(names)) != len(names) or len(names) != made.num_classes:
+        if not isinstance(count, Integral):
+            raise ValueError(f"`num_classes` of {self.path!r} must be an integer, but got {count!r}")
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"`class_names` of {self.path!r} must be texts, but got {names}")
+        if not 2 <= int(count) <= IGNORE_INDEX or len(set(names)) != len(names) or len(names) != int(count):
             raise ValueError(
-                f"`class_names` of {self.path!r} must be `num_classes` (2 to {IGNORE_INDEX}) different names, but got {made.num_classes} and {names}"
+                f"`class_names` of {self.path!r} must be `num_classes` (2 to {IGNORE_INDEX}) different names, but got {count} and {names}"
             )
         dataset: Dataset = made
         return dataset
 
     @property
     def num_classes(self) -> int:
-        return self._made.num_classes
+        return int(self._made.num_classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -50,10 +56,12 @@ class Imported:
         """The split as the user's object gives it.
 
         Raises:
-            ValueError: If it gives no :class:`Samples`, none at all, or a label outside the classes.
+            ValueError: If it fails, or gives no :class:`Samples`, none at all, or a label outside the classes.
         """
         check_split(split)
-        samples = self._made.load(split)
+        made = self._made
+        with blaming(f"load({split!r}) of {self.path!r}", self.path):
+            samples = made.load(split)
         if not isinstance(samples, Samples):
             raise ValueError(f"load({split!r}) of {self.path!r} must give imachsr.data.Samples, but gave {type(samples).__name__}")
         if not len(samples):

@@ -1,6 +1,5 @@
 """What every data set gives: decoded images with their labels."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -68,13 +67,3 @@ def check_size(size: tuple[int, int]) -> None:
     """Raise ValueError unless (height, width) are at least 32 pixels each."""
     if min(size) < 32:
         raise ValueError(f"`size` must be (height, width) of at least 32 pixels, but got {tuple(size)}")
-
-
-def fingerprint(samples: Samples) -> str:
-    """16 hexadecimal digits that change when any pixel, label or name does."""
-    digest = hashlib.sha256()
-    for tensor in (samples.images, samples.labels):
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.numpy().tobytes())
-    digest.update("\0".join(samples.names).encode())
-    return digest.hexdigest()[:16]

@@ -12,12 +12,14 @@ def sequence_of(name: str) -> str:
 
 
 def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4, guard: int = 2) -> tuple[list[int], list[int]]:
-    """Cut contiguous blocks out of every sequence.
+    """Cut contiguous blocks out of every sequence; of sequences too short for that, take whole ones, spread evenly.
+
+    Too short is a sequence of which a block would leave nothing to train on, or that gives no block.
 
     Args:
         names: Frames in order of time within each sequence.
         fraction: Share that is selected, in (0, 1).
-        blocks: Blocks a sequence, >= 1, with equal gaps; short sequences get fewer.
+        blocks: Blocks a sequence, >= 1, with equal gaps; fewer where there are fewer frames to select.
         guard: Frames dropped on either side of a block, >= 0, because they look like the block's own.
 
     Returns:
@@ -35,6 +37,7 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
         sequences.setdefault(sequence_of(name), []).append(index)
     train: list[int] = []
     select: list[int] = []
+    short_count = short_selected = 0
     for frames in sequences.values():
         count = len(frames)
         wanted = round(count * fraction)
@@ -45,12 +48,20 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
             gaps = round((block + 0.5) * (count - wanted) / number)
             chosen.update(range(first + gaps, last + gaps))
         near = {frame + step for frame in chosen for step in range(-guard, guard + 1)}
+        if not chosen or near.issuperset(range(count)):
+            short_count += count
+            # Selected once its middle frame is due.
+            is_selected = short_selected + count / 2 <= fraction * short_count
+            short_selected += count * is_selected
+            (select if is_selected else train).extend(frames)
+            continue
         select.extend(frames[i] for i in sorted(chosen))
         train.extend(frames[i] for i in range(count) if i not in near)
     if not train or not select:
         raise ValueError(
             f"both sides must keep samples, but {len(names)} samples with fraction {fraction}, {blocks} blocks and guard {guard} leave "
-            f"{len(train)} to train on and {len(select)} to select on"
+            f"{len(train)} to train on and {len(select)} to select on; names that are equal up to the last underscore "
+            f"are one sequence, and these make {len(sequences)}"
         )
     return sorted(train), sorted(select)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from imachsr.report.table import Row, load_summary, rows
+from imachsr.files import write_text
+from imachsr.report.table import Row, arms, has_seeds, load_summary, rows
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;width:100%;font-size:13px}td,th{padding:.35em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
@@ -30,13 +31,14 @@ def write_report(folder: Path) -> Path:
         f"<h1>Search {html.escape(summary['name'])}</h1>",
         f"<p class='note'>{_facts(summary)}</p>",
         _table(summary, rows(summary)),
+        _arms(summary),
     ]
     for index, (title, note, figure) in enumerate(figures):
         figure.update_layout(template="plotly_white", height=420, margin={"t": 20, "b": 50})
         parts.append(f"<h2>{title}</h2><p class='note'>{note}</p>")
         parts.append(figure.to_html(full_html=False, include_plotlyjs=index == 0))
     path = folder / "report.html"
-    path.write_text("\n".join([*parts, "</body></html>"]), encoding="utf-8")
+    write_text(path, "\n".join([*parts, "</body></html>"]))
     return path
 
 
@@ -45,27 +47,43 @@ def _facts(summary: dict[str, Any]) -> str:
     counts = {"finished": states.count("COMPLETE"), "stopped early": states.count("PRUNED"), "failed": states.count("FAIL")}
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     state = "complete" if summary["finished"] else "not complete"
+    seeds = "several seeds an arm" if has_seeds(summary) else "one seed per configuration"
     return (
         f"{len(summary['trials'])} trials ({', '.join(f'{n} {name}' for name, n in counts.items())}), {state}, {summary['wall_s'] / 60:.1f} min. "
-        f"Metric: {html.escape(summary['metric'])} of the last epoch, one seed per configuration: "
-        f"the winner is a candidate, not a finding. {versions}."
+        f"Metric: {html.escape(summary['metric'])} of the last epoch, {seeds}: the winner is a candidate, not a finding. {versions}."
     )
 
 
 def _table(summary: dict[str, Any], table: list[Row]) -> str:
     metric = html.escape(summary["metric"])
-    head = f"<tr><th class=n>trial<th>arm<th class=n>{metric}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
+    seeded = has_seeds(summary)
+    head = "<tr><th class=n>trial<th>arm" + ("<th class=n>seed" if seeded else "")
+    head += f"<th class=n>{metric}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
     lines = []
     for row in table:
         value = "" if row.value is None else f"{row.value:.2f}"
         difference = "" if row.difference is None else f"{row.difference:+.2f}"
         kind = "base" if row.number == summary["baseline"] else row.state
-        cells = (
-            f"<td class=n>{row.number}<td>{html.escape(row.arm)}<td class=n>{value}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state}"
-        )
+        name = f"<td class=n>{row.number}<td>{html.escape(row.arm)}" + (f"<td class=n>{row.seed}" if seeded else "")
+        cells = f"{name}<td class=n>{value}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state}"
         taps = "<br>".join(f"<code>{html.escape(tap)}</code>" for tap in row.taps)
         lines.append(f"<tr class='{kind}'>{cells}<td>{html.escape(row.error or row.settings)}<td>{taps}</tr>")
     return f"<table>{head}{''.join(lines)}</table>"
+
+
+def _arms(summary: dict[str, Any]) -> str:
+    """Means over the seeds; nothing for one seed."""
+    if not (found := arms(summary)):
+        return ""
+    head = f"<tr><th>arm<th class=n>seeds<th class=n>mean {html.escape(summary['metric'])}<th class=n>mean difference<th>of each seed</tr>"
+    lines = []
+    for arm in found:
+        difference = "" if arm.difference is None else f"{arm.difference:+.2f}"
+        kind = " class='base'" if arm.is_baseline else ""
+        cells = f"<td>{html.escape(arm.name)}<td class=n>{len(arm.values)}<td class=n>{arm.mean:.2f}<td class=n>{difference}<td>{arm.each}"
+        lines.append(f"<tr{kind}>{cells}</tr>")
+    note = "Differences are against the baseline with the same seed, finished trials only."
+    return f"<h2>Arms over their seeds</h2><p class='note'>{note}</p><table>{head}{''.join(lines)}</table>"
 
 
 def _curves(folder: Path) -> dict[int, list[dict[str, Any]]]:
@@ -88,7 +106,7 @@ def _learning_curves(summary: dict[str, Any], curves: dict[int, list[dict[str, A
         # summary.json is written when a trial ends: one that has started since is not in it yet.
         trial = states.get(number, {"state": "RUNNING", "arm": lines[0]["arm"], "params": {}})
         line = {"color": "#1f4e9c", "width": 3} if is_base else {"width": 1.5, "dash": "dot" if trial["state"] == "PRUNED" else "solid"}
-        label = f"{number} {trial['arm'] or trial['params'].get('method.loss', '')}"
+        label = f"{number} {trial['arm'] or trial['params'].get('method.loss', '')}" + (f" seed {trial.get('seed')}" if has_seeds(summary) else "")
         figure.add_scatter(
             x=[row["epoch"] for row in lines], y=[row.get(summary["metric"]) for row in lines], name=label, line=line, mode="lines+markers"
         )

@@ -1,6 +1,7 @@
 """Rows of a search's table."""
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Row:
         state: finished, stopped, failed or running.
         taps: Supervised layers.
         error: Why it failed, or "".
+        seed: Of the run.
     """
 
     number: int
@@ -37,6 +39,65 @@ class Row:
     state: str
     taps: tuple[str, ...]
     error: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A fixed configuration over its seeds; finished trials only.
+
+    Attributes:
+        name: Of the arm.
+        values: Metric of the last epoch, by seed.
+        differences: Against the baseline with the same seed, by seed; of those seeds whose baseline finished.
+        is_baseline: Whether it is what the others are compared with.
+    """
+
+    name: str
+    values: Mapping[int, float]
+    differences: Mapping[int, float]
+    is_baseline: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean of the metric over the seeds."""
+        return statistics.fmean(self.values.values())
+
+    @property
+    def difference(self) -> float | None:
+        """Mean of the paired differences; None without any."""
+        return statistics.fmean(self.differences.values()) if self.differences else None
+
+    @property
+    def words(self) -> str:
+        """In one line."""
+        text = f"{self.name}: {self.mean:.2f} over {len(self.values)} seeds"
+        return text if self.difference is None or self.is_baseline else f"{text}, {self.difference:+.2f} paired ({self.each})"
+
+    @property
+    def each(self) -> str:
+        """The paired differences, in the order of the seeds."""
+        return ", ".join(f"{self.differences[seed]:+.2f}" for seed in sorted(self.differences))
+
+
+def has_seeds(summary: Mapping[str, Any]) -> bool:
+    """Whether the search has several seeds."""
+    return len({trial.get("seed", 0) for trial in summary["trials"]}) > 1
+
+
+def arms(summary: Mapping[str, Any]) -> list[Arm]:
+    """The arms of a search with several seeds: the baseline, then the others from the best mean down; none for one seed."""
+    if not has_seeds(summary):
+        return []
+    whole = [trial for trial in summary["trials"] if trial["arm"] and trial["state"] == "COMPLETE"]
+    baseline = next((trial["arm"] for trial in summary["trials"] if trial["number"] == summary["baseline"]), None)
+    found = []
+    for name in dict.fromkeys(trial["arm"] for trial in whole):
+        own = [trial for trial in whole if trial["arm"] == name]
+        differences = {trial["seed"]: trial["difference"] for trial in own if trial["difference"] is not None}
+        found.append(Arm(name=name, values={trial["seed"]: trial["value"] for trial in own}, differences=differences, is_baseline=name == baseline))
+    sign = -1 if summary["mode"] == "max" else 1
+    return sorted(found, key=lambda arm: (not arm.is_baseline, sign * arm.mean))
 
 
 def load_summary(folder: Path) -> dict[str, Any]:
@@ -90,6 +151,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             state=STATES[trial["state"]],
             taps=tuple(trial["taps"]),
             error=trial["error"] or "",
+            seed=trial.get("seed", 0),
         )
         for trial in trials
     ]

@@ -13,20 +13,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from imachsr.config.load import dump_yaml, load_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
+from imachsr.files import write_text
 from imachsr.search.scheduler import Rungs, rung_levels
 from imachsr.search.space import Search, search_to_dict
 from imachsr.search.study import FILE, Proposal, Study, proposal_of
 from imachsr.tracking.events import NullTracker, Tracker, TrialStart, finite
-from imachsr.train.checkpoint import write_text
+from imachsr.train import checkpoint
 
 Trials = list[dict[str, Any]]
+ERROR = "error.txt"
 VERSIONED = ("imachsr", "torch", "ray", "optuna", "segmentation-models-pytorch")
 
 
 class Driver:
     """Owns a result folder for as long as it lives.
 
-    Files: search.yaml (resolved), study.sqlite3 (the truth), trials.jsonl (a line an epoch), summary.json, trials/NUMBER/ (a training each).
+    Files: search.yaml (resolved), study.sqlite3 (the truth), trials.jsonl (a line an epoch), summary.json, trials/NUMBER/ (a training each, with
+    error.txt when it failed; only trials that ran whole keep their checkpoint).
 
     Args:
         folder: Result folder.
@@ -71,11 +74,12 @@ class Driver:
         self._runs: dict[int, Run] = {}
         self._epochs: dict[int, int] = {}
         self._taps: dict[int, list[str]] = {}
-        self._errors: dict[int, str] = {}
+        self._errors: dict[int, tuple[str, str]] = {}
         self._stopping: set[int] = set()
         self._began: dict[int, float] = {}
         self._replay()
         self._pending = self.study.unfinished()
+        self._end_stopped()
 
     def _replay(self) -> None:
         """Rungs and curves as they were when an earlier driver of this folder ended."""
@@ -84,7 +88,16 @@ class Driver:
                 self._rungs.arrive(trial.number, epoch, value)
             self._epochs[trial.number] = max(trial.intermediate_values, default=0)
             self._taps[trial.number] = trial.user_attrs.get("taps", [])
+            if trial.user_attrs.get("stopping"):
+                self._stopping.add(trial.number)
         self._mend_lines()
+
+    def _end_stopped(self) -> None:
+        """A trial that was to be stopped when an earlier driver died has ended: another epoch would undo the decision."""
+        for proposal in [each for each in self._pending if each.number in self._stopping]:
+            self._pending.remove(proposal)
+            self._begin(proposal, self._run_of(proposal))
+            self.on_end(proposal.number)
 
     def _mend_lines(self) -> None:
         """A crash may have left half a line at the end, or a whole one whose epoch the study does not know: it will be reported again."""
@@ -115,24 +128,44 @@ class Driver:
             return None
         number = proposal.number
         try:
-            run = self.search.run_of(proposal.values, name=f"{self.search.name}-{number:04d}", seed=proposal.seed)
+            run = self._run_of(proposal)
         except ConfigError as error:  # settings that are right each by itself, but not together
             self.study.end(number, "FAIL", value=None, note={"wall_s": 0.0, "error": str(error), "taps": []})
+            write_text(self.trial_folder(number) / ERROR, f"{error}\n")
             self._changed()
             return self.propose()
-        if run.compute.threads is None:
-            run = run.model_copy(update={"compute": run.compute.model_copy(update={"threads": self.search.budget.cpus_per_trial})})
-        self._runs[number] = run
-        self._began[number] = time.monotonic()
-        self._start_tracking(proposal, run)
+        # Here too, for a machine that does not see what trials write on theirs.
+        write_text(self.trial_folder(number) / "run.yaml", dump_yaml(run_to_dict(run)))
+        self._begin(proposal, run)
         self._changed()
         return {
             "number": number,
             "run": run_to_dict(run),
-            "output": str(self.folder.absolute() / "trials" / f"{number:04d}"),
+            "output": str(self.trial_folder(number)),
             "selection": search_to_dict(self.search)["selection"],
             "reported": self._epochs.get(number, 0),
         }
+
+    def _run_of(self, proposal: Proposal) -> Run:
+        run = self.search.run_of(proposal.values, name=f"{self.search.name}-{proposal.number:04d}", seed=proposal.seed)
+        budget = self.search.budget
+        share: dict[str, Any] = {}
+        if run.compute.threads is None:
+            share["threads"] = budget.cpus_per_trial
+        if run.compute.device == "auto" and not budget.gpus_per_trial:  # trials that reserve no GPU would all take the first one
+            share["device"] = "cpu"
+        return run.model_copy(update={"compute": run.compute.model_copy(update=share)})
+
+    def _begin(self, proposal: Proposal, run: Run) -> None:
+        self._runs[proposal.number] = run
+        self._began[proposal.number] = time.monotonic()
+        self._start_tracking(proposal, run)
+
+    def trial_folder(self, number: int) -> Path:
+        """Absolute folder of a trial's training; made where it is missing."""
+        folder = self.folder.absolute() / "trials" / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _id(self, number: int) -> str:
         return f"{self.study.uid}-{number:04d}"
@@ -159,8 +192,10 @@ class Driver:
             known = ", ".join(sorted(key for key in row if "/" in key and not key.startswith("tap/")))
             return self.on_error(number, f"metric.name must be a key of the rows, but got {name!r}; they have {known}")
         value = row[name]
-        if not math.isfinite(value):
-            return self.on_error(number, f"{name} must be finite, but got {value} at epoch {epoch}")
+        # A model whose output is NaN still has a mIoU: that of predicting class 0 everywhere.
+        for key in (name, "select/loss"):
+            if not math.isfinite(row.get(key, 0.0)):
+                return self.on_error(number, f"{key} must be finite, but got {row[key]} at epoch {epoch}")
         self._epochs[number] = epoch
         self._taps[number] = list(dict.fromkeys(key.split("/")[1] for key in row if key.startswith("tap/")))
         arm = self.study.trials[number].user_attrs["arm"]
@@ -172,27 +207,32 @@ class Driver:
         is_stopped = self._rungs.arrive(number, epoch, value) and arm is None and epoch < self._runs[number].optimizer.epochs
         if is_stopped:
             self._stopping.add(number)
+            self.study.note(number, "stopping", True)
         self._changed()
         return is_stopped
 
-    def on_error(self, number: int, error: str) -> bool:
-        """Note why a trial fails; always True: it is to be stopped."""
-        self._errors.setdefault(number, error)
+    def on_error(self, number: int, error: str, details: str | None = None) -> bool:
+        """Note why a trial fails, in a line and in full (a traceback); always True: it is to be stopped."""
+        self._errors.setdefault(number, (error, details or error))
         return True
 
-    def on_end(self, number: int, error: str | None = None) -> None:
+    def on_end(self, number: int, error: str | None = None, details: str | None = None) -> None:
         """Record the end of a trial, once."""
         if number not in self._began:
             return
         epochs, whole = self._epochs.get(number, 0), self._runs[number].optimizer.epochs
-        error = self._errors.get(number, error)
+        error, details = self._errors.get(number, (error, details))
         if error is None and epochs < whole and number not in self._stopping:
             error = f"ended after {epochs} of {whole} epochs"
+        if error is not None:
+            write_text(self.trial_folder(number) / ERROR, f"{details or error}\n")
         values = self.study.trials[number].intermediate_values
         state: Any = "FAIL" if error else "COMPLETE" if epochs >= whole else "PRUNED"
         wall = round(time.monotonic() - self._began.pop(number), 3)
         note = {"wall_s": wall, "error": error, "taps": self._taps.get(number, [])}
         self.study.end(number, state, value=values.get(epochs), note=note)
+        if state != "COMPLETE":  # nothing goes on from it, and it is large
+            (self.trial_folder(number) / checkpoint.FILE).unlink(missing_ok=True)
         ended = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
         self._tracker.end(self._id(number), ended, {"value": values.get(epochs), "epochs": epochs, **note})
         self._changed()
@@ -232,9 +272,6 @@ class Driver:
     def write_summary(self) -> dict[str, Any]:
         """Derive summary.json from the study."""
         trials = self.trials()
-        whole = [trial for trial in trials if trial["state"] == "COMPLETE"]
-        sign = 1 if self.search.metric.mode == "max" else -1
-        best = max(whole, key=lambda trial: sign * trial["value"])["number"] if whole else None
         summary = {
             "schema": 1,
             "name": self.search.name,
@@ -248,10 +285,20 @@ class Driver:
             "wall_s": round(self._spent + time.monotonic() - self._started, 3),
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED if _is_installed(name)},
             "trials": trials,
-            "best": best,
+            "best": self._best(trials),
         }
         write_text(self.folder / "summary.json", json.dumps(finite(summary), indent=1) + "\n")
         return summary
+
+    def _best(self, trials: Trials) -> int | None:
+        """The best finished trial: an arm counts with the mean over its seeds, and is named by the first of them."""
+        groups: dict[Any, Trials] = {}
+        for trial in trials:
+            if trial["state"] == "COMPLETE":
+                groups.setdefault(trial["arm"] or trial["number"], []).append(trial)
+        sign = 1 if self.search.metric.mode == "max" else -1
+        means = {group[0]["number"]: sign * math.fsum(trial["value"] for trial in group) / len(group) for group in groups.values()}
+        return max(means, key=lambda number: means[number], default=None)
 
     def close(self) -> tuple[dict[str, Any], list[str]]:
         """Write the last summary, close the tracker and free the folder: the summary, and the tracker's lines for the user."""

@@ -79,6 +79,9 @@ class Parameter(_Part):
         return choices[trial.suggest_categorical(key, list(choices))]
 
 
+FORMS = [field.alias or name for name, field in Parameter.model_fields.items()]
+
+
 class Arm(_Part):
     """A fixed configuration that runs before any sampled one, whole.
 
@@ -92,10 +95,23 @@ class Arm(_Part):
 
 
 class Metric(_Part):
-    """Attributes: name: A row's key. mode: max or min."""
+    """What is compared.
+
+    Attributes:
+        name: A key of the rows; select/miou, select/accuracy and select/iou/CLASS are percentages.
+        mode: max or min, whichever is better.
+    """
 
     name: str = "select/miou"
     mode: Literal["max", "min"] = "max"
+
+
+def check_metric(metric: Metric, class_names: Sequence[str]) -> None:
+    """Raise ConfigError unless every row of every trial has the metric."""
+    known = ["select/miou", "select/accuracy", "select/loss", *(f"select/iou/{name}" for name in class_names)]
+    known += ["train/loss", "train/output", "train/lr", "time/step_ms", "time/epoch_s", "images_per_s"]
+    if metric.name not in known:
+        raise ConfigError(f"metric.name: must be a key of every trial's rows, but got {metric.name!r}; {near(metric.name, known)}")
 
 
 class Scheduler(_Part):
@@ -146,7 +162,7 @@ class Search(_Part):
     """A whole search, checked.
 
     Attributes:
-        name: Of the study and of the group in W&B.
+        name: Of the group in W&B, and of the default folder of results.
         run: The base run's settings, over the defaults.
         space: Dotted keys and how they are searched; a condition names a key above it.
         arms: Fixed configurations; the first is the output-only baseline. Without any, that is the only one.
@@ -214,7 +230,8 @@ def check(search: Search) -> None:
     for key, parameter in search.space.items():
         for other, wanted in parameter.when.items():
             if other not in known:
-                raise ConfigError(f"space.{key}.when: must name a searched key above it, but got {other!r}; {near(other, known)}")
+                hint = near(other, known) if known else "it is the first"
+                raise ConfigError(f"space.{key}.when: must name a searched key above it, but got {other!r}; {hint}")
             choices = search.space[other].choice
             if choices is None:
                 raise ConfigError(f"space.{key}.when.{other}: must name a key with choices, but {other!r} is a range")
@@ -223,11 +240,12 @@ def check(search: Search) -> None:
                     raise ConfigError(
                         f"space.{key}.when.{other}: must be one of its choices, but got {value!r}; {near(value, list(map(str, choices)))}"
                     )
-        for context in _contexts(search.space, key):
-            for value in parameter.samples:
-                _try(search, {**context, key: value}, f"space.{key}: {value!r}")
-                _check_beside(search, {**context, key: value}, key)
         known.append(key)
+    tried = [(key, {**context, key: value}) for key in known for context in _contexts(search.space, key) for value in search.space[key].samples]
+    for key, values in tried:  # each alone before any beside another, which would be blamed for it
+        _try(search, values, f"space.{key}: {values[key]!r}")
+    for key, values in tried:
+        _check_beside(search, values, key)
     names = [arm.name for arm in search.arms]
     if len(set(names)) != len(names):
         raise ConfigError(f"arms: names must differ, but got {', '.join(names)}")
@@ -279,6 +297,11 @@ def make_search(raw: Mapping[str, Any]) -> Search:
     Raises:
         ConfigError: Names the key and what is wrong.
     """
+    space = raw.get("space")
+    for key, parameter in space.items() if isinstance(space, Mapping) else ():
+        for name in parameter if isinstance(parameter, Mapping) else ():
+            if name not in FORMS and name not in Parameter.model_fields:
+                raise ConfigError(f"space.{key}.{name}: is no setting; {near(name, FORMS)}")
     search: Search = validate(Search, raw)
     try:
         search.base()
@@ -301,12 +324,29 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> Search:
     base = raw.pop("base", None)
     if base is not None:
         raw["run"] = merge(load_yaml(Path(path).parent / str(base)), raw.get("run", {}))
+    of_space = {key: dotted.pop(key) for key in tuple(dotted) if key.startswith("space.")}
     for layer in nested(dotted):
         raw = merge(raw, layer)
+    for key, value in of_space.items():
+        raw = merge(raw, _space_layer(key, value, raw))
     try:
         return make_search(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).replace(chr(10), f'{chr(10)}{path}: ')}") from None
+
+
+def _space_layer(key: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """An override of the space, whose keys hold dots themselves: ``space.method.alpha.float`` is ``float`` of ``method.alpha``."""
+    rest = key.removeprefix("space.")
+    there = raw.get("space")
+    searched = [each for each in (there if isinstance(there, Mapping) else ()) if rest == each or rest.startswith(f"{each}.")]
+    head, _, last = rest.rpartition(".")
+    name = max(searched, key=len) if searched else head if last in FORMS and head else rest
+    inner = rest.removeprefix(name).removeprefix(".")
+    tree = value
+    for part in reversed([part for part in (inner.split(".", 1) if inner.startswith("when.") else [inner]) if part]):
+        tree = {part: tree}
+    return {"space": {name: tree}}
 
 
 def search_to_dict(search: Search) -> dict[str, Any]:

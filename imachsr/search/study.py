@@ -100,6 +100,10 @@ class Study:
         if epoch not in self._study.trials[number].intermediate_values:
             trial.report(value, epoch)
 
+    def note(self, number: int, key: str, item: Any) -> None:
+        """Keep a plain value beside a running trial."""
+        self._live[number].set_user_attr(key, item)
+
     def end(self, number: int, state: State, *, value: float | None, note: dict[str, Any]) -> None:
         """Record the end of a trial.
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import time
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,17 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from imachsr.config.load import make_run
+from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.data.splits import Selection
 from imachsr.search.driver import Driver, Trials, check_folder
-from imachsr.search.space import Search
+from imachsr.search.space import Search, check_metric
 from imachsr.tracking.events import Tracker
+from imachsr.train import checkpoint
 from imachsr.train.loop import train
 from imachsr.train.ray_train import connect
+
+BOOT_S = 300  # longest wait for a cluster's nodes to start, seconds
 
 # Tune pickles and copies its parts; they find the driver, which holds files and connections, through its folder.
 _DRIVERS: dict[str, Driver] = {}
@@ -40,7 +46,7 @@ def run_trial(config: dict[str, Any]) -> None:
         )
     except Exception as error:
         # Whatever is raised would be raised again: told, not retried. A worker that dies is retried by Tune.
-        tune.report({"error": f"{type(error).__name__}: {error}"})
+        tune.report({"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
 
 
 class _Proposals(Searcher):
@@ -74,7 +80,7 @@ class _Decisions(FIFOScheduler):
         if "row" not in result and "error" not in result:
             return str(self.CONTINUE)  # the mark that a function has returned
         if result.get("error"):
-            driver.on_error(number, result["error"])
+            driver.on_error(number, result["error"], result["traceback"])
             return str(self.STOP)
         return str(self.STOP if driver.on_row(number, json.loads(result["row"])) else self.CONTINUE)
 
@@ -87,8 +93,8 @@ class _Ends(Callback):
         _DRIVERS[self.key].on_end(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = Path(trial.error_file).read_text().strip() if trial.error_file and Path(trial.error_file).exists() else "the worker died"
-        _DRIVERS[self.key].on_end(trial.config["number"], text.splitlines()[-1])
+        text = Path(trial.error_file).read_text().strip() if trial.error_file and Path(trial.error_file).exists() else ""
+        _DRIVERS[self.key].on_end(trial.config["number"], (text or "the worker died").splitlines()[-1], text)
 
 
 def run_search(
@@ -97,6 +103,7 @@ def run_search(
     *,
     tracker: Tracker | None = None,
     on_change: Callable[[Trials], object] = lambda trials: None,
+    on_ready: Callable[[], object] = lambda: None,
     resume: bool = False,
     max_failures: int = 2,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -107,6 +114,7 @@ def run_search(
         folder: Result folder; on several machines one that all of them share.
         tracker: Told of every trial, in this process.
         on_change: Called with all trials whenever one changes.
+        on_ready: Called once all has been checked that needs no cluster, before Ray starts.
         resume: Continue the search that is in the folder.
         max_failures: Restarts of a trial whose worker died, from its last epoch.
 
@@ -119,6 +127,7 @@ def run_search(
     # Before the folder is made, so that a mistake can be mended and the same command given again.
     check_folder(folder, search, resume=resume)
     _rehearse(search)
+    on_ready()
     _reserve(search)
     driver = Driver(folder, search, tracker=tracker, on_change=on_change, resume=resume)
     key = str(folder.absolute())
@@ -129,17 +138,34 @@ def run_search(
     finally:
         del _DRIVERS[key]
         summary, lines = driver.close()
+    _check_shared(folder, summary)
     return summary, lines
+
+
+def _check_shared(folder: Path, summary: dict[str, Any]) -> None:
+    whole = [folder / "trials" / f"{trial['number']:04d}" / checkpoint.FILE for trial in summary["trials"] if trial["state"] == "COMPLETE"]
+    if lost := [path for path in whole if not path.exists()]:
+        warnings.warn(
+            f"--output must be a folder that all machines of the cluster share, but this one does not see {lost[0]}"
+            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+            + "; scores and settings are here, checkpoints are where the trials ran",
+            stacklevel=2,
+        )
 
 
 def _rehearse(search: Search) -> None:
     """What would fail in every trial fails here, before any starts."""
     from imachsr.config.build import build_net
 
+    sizes: dict[str, tuple[int, int]] = {}  # of each data setting's images: arms mostly share one
     for arm in search.arms:
         run = search.run_of(arm.set_, name=arm.name, seed=search.seeds[0])
-        samples, _ = search.selection.split(run.data.load("train"))
-        build_net(run, num_classes=run.data.num_classes, size=(samples.images.shape[-2], samples.images.shape[-1]))
+        check_metric(search.metric, run.data.class_names)
+        data = json.dumps(run_to_dict(run)["data"], sort_keys=True)
+        if data not in sizes:
+            samples, _ = search.selection.split(run.data.load("train"))
+            sizes[data] = (samples.images.shape[-2], samples.images.shape[-1])
+        build_net(run, num_classes=run.data.num_classes, size=sizes[data])
 
 
 def _reserve(search: Search) -> None:
@@ -148,10 +174,39 @@ def _reserve(search: Search) -> None:
     # Read when Tune starts and in its workers; its own loggers write what trials.jsonl holds already.
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_STRICT_METRIC_CHECKING="1", RAY_CHDIR_TO_TRIAL_DIR="0")
     connect(cpus=max(os.cpu_count() or 1, budget.concurrency * budget.cpus_per_trial))
-    resources = ray.cluster_resources()
-    for kind, each in (("CPU", budget.cpus_per_trial), ("GPU", budget.gpus_per_trial)):
-        if each > resources.get(kind, 0):
-            raise ConfigError(f"budget.{kind.lower()}s_per_trial: must be at most the cluster's {resources.get(kind, 0):g} {kind}s, but got {each:g}")
+    wanted = {"CPU": float(budget.cpus_per_trial), "GPU": budget.gpus_per_trial}
+    if os.environ.get("RAY_ADDRESS") and not _holds(wanted):
+        _await_nodes(wanted)
+    if not _holds(wanted):
+        for kind, each in wanted.items():
+            if each > (most := max((node.get(kind, 0.0) for node in _nodes()), default=0.0)):
+                raise ConfigError(
+                    f"budget.{kind.lower()}s_per_trial: must be at most the {most:g} {kind}s of the cluster's largest node, but got {each:g}"
+                )
+        raise ConfigError(f"budget: one node of the cluster must have {_words(wanted)} for a trial, but none has both")
+    if ray.cluster_resources().get("GPU", 0) and not budget.gpus_per_trial and search.base().compute.device == "auto":
+        warnings.warn("trials use the CPU, because budget.gpus_per_trial is 0; the cluster has GPUs: budget.gpus_per_trial=1 uses them", stacklevel=2)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of every node that is there; a trial needs all of its own on one of them."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _holds(wanted: dict[str, float]) -> bool:
+    return any(all(node.get(kind, 0.0) >= each for kind, each in wanted.items()) for node in _nodes())
+
+
+def _words(wanted: dict[str, float]) -> str:
+    return " and ".join(f"{each:g} {kind}s" for kind, each in wanted.items() if each)
+
+
+def _await_nodes(wanted: dict[str, float]) -> None:
+    """Right after `ray up` the head answers while the others still start."""
+    warnings.warn(f"no node of the cluster has {_words(wanted)} for a trial yet; waiting up to {BOOT_S} s for one to start", stacklevel=3)
+    end = time.monotonic() + BOOT_S
+    while not _holds(wanted) and time.monotonic() < end:
+        time.sleep(1)
 
 
 def _run(search: Search, driver: Driver, key: str, max_failures: int) -> None:

@@ -1,5 +1,5 @@
 """Where rows of metrics go while something trains."""
 
-from imachsr.tracking.events import Combined, ConsoleTracker, JsonLinesTracker, NullTracker, Tracker, TrialStart
+from imachsr.tracking.events import Combined, NullTracker, Tracker, TrialStart
 
-__all__ = ["Combined", "ConsoleTracker", "JsonLinesTracker", "NullTracker", "Tracker", "TrialStart"]
+__all__ = ["Combined", "NullTracker", "Tracker", "TrialStart"]

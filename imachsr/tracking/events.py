@@ -1,10 +1,8 @@
-"""The tracking protocol and its plain implementations (nothing, console, JSON lines, several at once)."""
+"""The tracking protocol, and its plain implementations: nothing, and several at once."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -61,82 +59,6 @@ class NullTracker:
 
     def close(self) -> list[str]:
         """Nothing to tell."""
-        return []
-
-
-class ConsoleTracker:
-    """One printed line per event.
-
-    Args:
-        write: takes one line, such as `print` or a console's method.
-        metrics: the row's keys to show; all that end in "miou" or "loss" without them.
-    """
-
-    def __init__(self, write: Callable[[str], Any] = print, metrics: Sequence[str] | None = None) -> None:
-        self._write = write
-        self._metrics = metrics
-        self._names: dict[str, str] = {}
-
-    def start(self, trial: TrialStart) -> None:
-        """Print that a run started."""
-        self._names[trial.id] = trial.name
-        self._write(f"{trial.name}: started")
-
-    def log(self, trial_id: str, row: Mapping[str, float]) -> None:
-        """Print the row's main numbers."""
-        keys = self._metrics or [key for key in row if key.endswith(("miou", "loss"))]
-        numbers = "  ".join(f"{key} {row[key]:.4g}" for key in keys if key in row)
-        self._write(f"{self._names.get(trial_id, trial_id)}: epoch {row.get('epoch', 0):g}  {numbers}")
-
-    def end(self, trial_id: str, state: str, summary: Mapping[str, Any]) -> None:
-        """Print how a run ended."""
-        error = f": {summary['error']}" if summary.get("error") else ""
-        self._write(f"{self._names.get(trial_id, trial_id)}: {state}{error}")
-
-    def close(self) -> list[str]:
-        """Nothing to tell."""
-        return []
-
-
-class JsonLinesTracker:
-    """Appends every event to a file, one JSON object a line, flushed at once.
-
-    Args:
-        path: the file; its folder is made.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record), default=str) + "\n")
-
-    def start(self, trial: TrialStart) -> None:
-        """Append the run's start."""
-        self._append(
-            {
-                "event": "start",
-                "id": trial.id,
-                "name": trial.name,
-                "group": trial.group,
-                "job_type": trial.job_type,
-                "config": trial.config,
-                "tags": list(trial.tags),
-            }
-        )
-
-    def log(self, trial_id: str, row: Mapping[str, float]) -> None:
-        """Append one row."""
-        self._append({"event": "row", "id": trial_id, "row": dict(row)})
-
-    def end(self, trial_id: str, state: str, summary: Mapping[str, Any]) -> None:
-        """Append the run's end."""
-        self._append({"event": "end", "id": trial_id, "state": state, "summary": dict(summary)})
-
-    def close(self) -> list[str]:
-        """Nothing to tell: the file was complete after every event."""
         return []
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from imachsr.tracking.events import TrialStart, finite
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+HEADER_BYTES, ASIDE = 7, "wandb-empty"
 INIT_S, FINISH_S = 20, 10  # longest waits for the server at a run's start and end, seconds
 
 
@@ -38,6 +39,10 @@ def preflight(mode: Mode, *, timeout: float = 3.0) -> Preflight:
         mode: As asked for; auto takes WANDB_MODE, else online when there is a key and the server answers.
         timeout: Of the server, seconds.
     """
+    if mode == "disabled":
+        return Preflight(mode=mode, reason="asked for")
+    if wrong := _drop_wrong_settings():
+        return Preflight(mode="offline", reason=wrong)
     wished: Any = os.environ.get("WANDB_MODE")
     wished = {"dryrun": "offline", "run": "online"}.get(wished, wished)  # wandb's older names
     if mode == "auto" and wished in ("online", "offline", "disabled"):
@@ -56,6 +61,24 @@ def preflight(mode: Mode, *, timeout: float = 3.0) -> Preflight:
     except OSError as error:
         return Preflight(mode="offline", reason=f"{url} does not answer ({error})")
     return Preflight(mode="online", reason="a key was found and the server answers")
+
+
+def _drop_wrong_settings() -> str:
+    """Take out of the environment what the client would refuse to start with, even offline; says what, or is empty."""
+    import wandb
+
+    wrong = []
+    while True:
+        try:
+            wandb.setup()
+        except ValueError as error:  # pydantic's
+            told = error.errors() if hasattr(error, "errors") else []
+            names = {f"WANDB_{str(item['loc'][0]).upper()}": item["msg"] for item in told if item["loc"]}
+            if not (there := names.keys() & os.environ.keys()):
+                return f"the client's settings are wrong ({' '.join(str(error).split())})"
+            wrong += [f"{name} is {os.environ.pop(name)!r}: {names[name]}" for name in sorted(there)]
+        else:
+            return "; ".join(wrong)
 
 
 def _has_netrc_key(url: str) -> bool:
@@ -83,6 +106,7 @@ class WandbTracker:
         self.preflight = preflight(mode)
         self._runs: dict[str, Any] = {}
         self._online: set[str] = set()
+        self._own: set[str] = set()  # names of files that the client may not have written yet
         self._url: str | None = None
         self._to_sync: dict[str, None] = {}
 
@@ -112,6 +136,7 @@ class WandbTracker:
     def _init(self, trial: TrialStart, run_id: str) -> Any:
         import wandb
 
+        self._own.add(f"run-{run_id}.wandb")
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -164,7 +189,18 @@ class WandbTracker:
         for trial_id in tuple(self._runs):
             self._finish(trial_id, exit_code=1)
         lines = [f"W&B: {self._url}"] if self._url else []
+        if count := self._set_aside():
+            lines.append(f"W&B: {count} runs that were killed before their first record were set aside in {self._folder / ASIDE}")
         if self._to_sync:
             paths = " ".join(f"{shlex.quote(str(self._folder))}/wandb/{name}" for name in self._to_sync)
             lines += [f"W&B: runs were written offline: {self.preflight.reason}", f"wandb sync {paths}"]
         return lines
+
+    def _set_aside(self) -> int:
+        """Move files that hold a header only, as a killed driver leaves them: beside one, `wandb sync` uploads nothing and says nothing."""
+        files = [path for path in sorted(self._folder.glob("wandb/*run-*/run-*.wandb")) if path.name not in self._own]
+        empty = [path.parent for path in files if path.stat().st_size <= HEADER_BYTES]
+        for folder in empty:
+            (self._folder / ASIDE).mkdir(exist_ok=True)
+            folder.rename(self._folder / ASIDE / folder.name)
+        return len(empty)

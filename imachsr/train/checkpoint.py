@@ -1,38 +1,17 @@
 """Checkpoints that are whole or absent."""
 
-import os
-import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from imachsr.config.schema import ConfigError
+from imachsr.files import write_atomic
 
 SCHEMA = 1
 FILE = "checkpoint.pt"
 KEYS = ("run", "num_classes", "net", "optimizer", "scheduler", "history")
-
-
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for text."""
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:

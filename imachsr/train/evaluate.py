@@ -21,6 +21,7 @@ from imachsr.train.device import Machine, Placement, decide
 from imachsr.train.metrics import ConfusionMatrix
 
 BATCH = 16
+CHANGEABLE = ("data", "compute", "output_loss")
 
 
 @torch.no_grad()
@@ -74,13 +75,17 @@ def evaluate(folder: Path, *, split: Split = "val", overrides: Sequence[str] = (
     Args:
         folder: The training's ``--output``.
         split: train, val or test.
-        overrides: ``key=value``, such as ``data.domain=shifted``.
+        overrides: ``key=value``, such as ``data.domain=shifted``; of data, compute and output_loss only.
 
     Raises:
-        ConfigError: If there is no checkpoint, or the data do not fit it.
+        ConfigError: If there is no checkpoint, the data do not fit it, or an override would change nothing or another model.
     """
+    dotted = parse_overrides(overrides)
+    for key in dotted:
+        if key.partition(".")[0] not in CHANGEABLE:
+            raise ConfigError(f"an override must begin with {', '.join(CHANGEABLE)}, since the model is trained already, but got {key}")
     state = checkpoint.load(folder)
-    run = make_run(json.loads(state["run"]), parse_overrides(overrides))
+    run = make_run(json.loads(state["run"]), dotted)
     if run.data.num_classes != state["num_classes"]:
         raise ConfigError(f"the data must have the {state['num_classes']} classes that the model was trained for, but have {run.data.num_classes}")
     placement = decide(run.compute, Machine.here())
@@ -89,6 +94,6 @@ def evaluate(folder: Path, *, split: Split = "val", overrides: Sequence[str] = (
     try:
         model.load_state_dict({key.removeprefix(prefix): value for key, value in state["net"].items() if key.startswith(prefix)})
     except RuntimeError as error:
-        raise ConfigError(f"the model must be the one that was trained, but: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"the model must be the one that was trained, but: {' '.join(str(error).split())}") from None
     samples = run.data.load(split)
     return score(placement.put_net(model), samples, run.data.class_names, loss=output_loss(run), placement=placement, prefix=split)

@@ -23,6 +23,7 @@ from imachsr.core.types import Losses
 from imachsr.core.wrapper import IMacHSR
 from imachsr.data.samples import Samples
 from imachsr.data.splits import Selection
+from imachsr.files import write_text
 from imachsr.tracking.events import finite
 from imachsr.train import checkpoint
 from imachsr.train.batches import batch_size, batches
@@ -76,7 +77,7 @@ def train(
 
     Raises:
         ConfigError: For what the user got wrong.
-        FloatingPointError: If a loss is not finite.
+        FloatingPointError: If a loss is not finite, in training or on what is scored; the epoch is not written.
 
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -98,7 +99,7 @@ def train(
     wrapped = _distributed(net, placement) if world > 1 else net
     if output is not None and rank == 0:
         output.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(output / "run.yaml", dump_yaml(run_to_dict(run)))
+        write_text(output / "run.yaml", dump_yaml(run_to_dict(run)))
         _write_history(output, history)
     for row in history[len(history) if reported is None else reported :]:
         report(row)
@@ -107,7 +108,12 @@ def train(
         _seed(run.seed, epoch, rank)
         row = {"epoch": epoch}
         row |= _epoch(wrapped, net, samples, run, optimizer, scheduler, placement, epoch, rank, world)
+        _share_buffers(net)
         row |= score(net.backbone, held_out, run.data.class_names, loss=output_loss(run), placement=placement, prefix=evaluate_on)
+        loss = row[f"{evaluate_on}/loss"]
+        if not math.isfinite(loss):  # the last step was one too many; the scores of such a model are those of class 0
+            hint = "lower optimizer.lr or set optimizer.grad_clip"
+            raise FloatingPointError(f"{evaluate_on}/loss must be finite, but got {loss} after epoch {epoch}; {hint}")
         history.append(row)
         if output is not None and rank == 0:
             checkpoint.save(output, _state(run, net, optimizer, scheduler, history))
@@ -117,7 +123,7 @@ def train(
     if output is not None and rank == 0:
         summary = {"schema": 1, "name": run.name, "epochs": len(history), "metrics": result.metrics, "taps": taps}
         summary |= {"parameters": sum(p.numel() for p in net.backbone.parameters()), "wall_s": round(time.monotonic() - started, 3)}
-        checkpoint.write_text(output / "summary.json", json.dumps(finite(summary), indent=1) + "\n")
+        write_text(output / "summary.json", json.dumps(finite(summary), indent=1) + "\n")
     return result
 
 
@@ -178,6 +184,17 @@ def _distributed(net: IMacHSR, placement: Placement) -> nn.Module:
     return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=True)
 
 
+@torch.no_grad()
+def _share_buffers(net: nn.Module) -> None:
+    """Give every rank the buffers of rank 0, whose model is saved: each has gathered BatchNorm's statistics from other images."""
+    if not dist.is_initialized():
+        return
+    for buffer in net.buffers():
+        shared = buffer.contiguous()
+        dist.broadcast(shared, src=0)
+        buffer.copy_(shared)
+
+
 def _seed(seed: int, epoch: int, rank: int) -> None:
     """What a model draws while it trains (dropout, stochastic depth); anew for each epoch, so that a continued training draws the same."""
     state = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
@@ -215,4 +232,4 @@ def _restore(state: dict[str, Any], run: Run, net: IMacHSR, optimizer: Any, sche
 
 
 def _write_history(output: Path, history: list[Row]) -> None:
-    checkpoint.write_text(output / "metrics.jsonl", "".join(json.dumps(finite(row)) + "\n" for row in history))
+    write_text(output / "metrics.jsonl", "".join(json.dumps(finite(row)) + "\n" for row in history))

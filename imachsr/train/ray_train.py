@@ -11,6 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from imachsr.config.build import build_net
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError, Run
 from imachsr.train import checkpoint
@@ -45,20 +46,21 @@ def connect(cpus: int | None = None) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    queue = config["queue"]
+    if not config["mistakes"].empty():  # the group was restarted after one, which it would only make again
+        return
 
     def report(row: Row) -> None:
         if ray.train.get_context().get_world_rank() == 0:
-            queue.put(row)
+            config["queue"].put(row)
         ray.train.report(dict(row))
 
     try:
         # resume: a worker group that is restarted after a failure goes on from the last epoch that is on disk.
         train(make_run(config["run"]), output=Path(config["output"]), report=report, resume=True)
-    except ConfigError as error:
-        # Every worker finds the same before the first step, and would again: told, not retried.
-        if ray.train.get_context().get_world_rank() == 0:
-            queue.put(str(error))
+    except (ValueError, FloatingPointError) as error:
+        # Raised too, since other workers may be waiting for this one.
+        config["mistakes"].put(FloatingPointError(str(error)) if isinstance(error, FloatingPointError) else ConfigError(str(error)))
+        raise
 
 
 def train_distributed(
@@ -76,6 +78,8 @@ def train_distributed(
 
     Raises:
         ConfigError: If the cluster cannot hold the workers, or the settings do not fit them.
+        ValueError: If the data cannot be read.
+        FloatingPointError: If a loss is not finite.
         RuntimeError: If training failed.
     """
     output = output.absolute()
@@ -84,6 +88,10 @@ def train_distributed(
     if not resume and (output / checkpoint.FILE).exists():
         raise ConfigError(f"{output} must be a new folder, but holds a training; give another --output, or continue it with --resume")
     batch_size(run, run.optimizer.batch_size, workers)
+    # What every worker would fail at fails here, before any starts.
+    samples, _ = run.data.load("train"), run.data.load("val")
+    batch_size(run, len(samples), workers)
+    build_net(run, num_classes=run.data.num_classes, size=(samples.images.shape[-2], samples.images.shape[-1]))
     connect(cpus=max(os.cpu_count() or 1, workers))
     resources = ray.cluster_resources()
     use_gpu = run.compute.device != "cpu" and resources.get("GPU", 0) >= 1
@@ -93,10 +101,10 @@ def train_distributed(
     if resources.get(kind, 0) < workers:
         # Ray would wait for ever for what never comes.
         raise ConfigError(f"the cluster must have {workers} {kind}s for {workers} workers, but has {resources.get(kind, 0):g}; lower --workers")
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue, mistakes = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"run": run_to_dict(run), "output": str(output), "queue": queue},
+        train_loop_config={"run": run_to_dict(run), "output": str(output), "queue": queue, "mistakes": mistakes},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
         run_config=ray.train.RunConfig(
@@ -104,32 +112,30 @@ def train_distributed(
         ),
     )
     is_over = threading.Event()
-    mistakes: list[str] = []
-    pump = threading.Thread(target=_pump, args=(queue, report, mistakes, is_over), daemon=True)
+    pump = threading.Thread(target=_pump, args=(queue, report, is_over), daemon=True)
     pump.start()
     try:
         error = trainer.fit().error
+        mistake = None if mistakes.empty() else mistakes.get()
     finally:
         is_over.set()
         pump.join(timeout=30)
         queue.shutdown()
-    if mistakes:
-        raise ConfigError(mistakes[0])
+        mistakes.shutdown()
+    if mistake is not None:
+        raise mistake
     if error is not None:
         raise RuntimeError(f"training failed: {error}") from error
     if not (output / checkpoint.FILE).exists():
         raise ConfigError(f"--output must be a folder that all machines of the cluster share, but this one does not see the checkpoint in {output}")
 
 
-def _pump(queue: Any, report: Callable[[Row], object], mistakes: list[str], is_over: threading.Event) -> None:
+def _pump(queue: Any, report: Callable[[Row], object], is_over: threading.Event) -> None:
     while True:
         try:
-            found = queue.get(timeout=0.5)
+            row = queue.get(timeout=0.5)
         except Empty:
             if is_over.is_set():
                 return
         else:
-            if isinstance(found, str):
-                mistakes.append(found)
-            else:
-                report(found)
+            report(row)

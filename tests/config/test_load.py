@@ -1,6 +1,9 @@
 """YAML and overrides become a checked run, and back; every message names file, key and the nearest name."""
 
 import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -398,6 +401,39 @@ def test_overrides_go_over_the_file_and_the_file_over_the_defaults(file: Path) -
     run = load_run(file, ["optimizer.lr=3e-2", "seed=4"])
     assert (run.name, run.optimizer.epochs, run.optimizer.lr, run.seed) == ("file", 7, 0.03, 4)
     assert run.optimizer.batch_size == Run().optimizer.batch_size
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("method: {alpha: 0, loss: dice}", ["method.loss has no effect while method.alpha is 0"]),
+        ("method: {entropy: null, beta: 0.1}", ["method.beta has no effect while method.entropy is null"]),
+        ("method: {beta: 0, entropy: channel}", ["method.entropy has no effect while method.beta is 0"]),
+        ("optimizer: {warmup_epochs: 5, epochs: 3}", ["optimizer.warmup_epochs is cut to the run's 3 epochs, in which the learning rate only rises"]),
+        ("method: {alpha: 0, loss: dice, beta: 0, entropy: channel}", ["method.loss has no effect", "method.entropy has no effect"]),
+        ("method: {alpha: 0, beta: 0}", []),
+        ("method: {entropy: null}", []),
+        ("method: {entropy: null, beta: 0}", []),
+        ("method: {alpha: 0.1, loss: dice}", []),
+        ("optimizer: {warmup_epochs: 3, epochs: 3}", []),
+    ],
+)
+def test_settings_without_an_effect_are_noted(file: Path, text: str, told: list[str]) -> None:
+    file.write_text(text)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_run(file)
+    assert [note.category for note in caught] == [UserWarning] * len(told)
+    for note, start in zip(caught, told, strict=True):
+        assert str(note.message).startswith(start)
+        assert note.filename == __file__, "it is the caller's"
+
+
+def test_the_command_line_shows_notes(file: Path) -> None:
+    file.write_text("data: {kind: camvid, root: /no/such/folder}\nmethod: {alpha: 0, loss: dice}\n")
+    command = [sys.executable, "-m", "imachsr", "train", str(file), "--output", str(file.parent / "out"), "--wandb", "disabled"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.count("note: method.loss has no effect while method.alpha is 0") == 1
 
 
 def test_kinds_go_first_whatever_the_order_of_the_overrides() -> None:

@@ -62,6 +62,14 @@ def make_shy(num_classes):
         def forward(self, images):
             return [images]
     return Shy()
+
+def make_failing(num_classes, error):
+    class Failing(nn.Module):
+        def forward(self, images):
+            if error == "torch":
+                return images @ images.flatten()[:7]
+            raise {"key": KeyError, "attribute": AttributeError, "assertion": AssertionError, "value": ValueError}[error]("boxes")
+    return Failing()
 """
 # One file with a new standard and a new loss: nothing else is touched.
 PARTS = """
@@ -259,9 +267,24 @@ def test_what_breaks_a_contract_is_one_message_with_its_key(package: Path, metho
         net_of(run_with(**method))
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        ("key", "KeyError: 'boxes'"),
+        ("attribute", "AttributeError: boxes"),
+        ("assertion", "AssertionError: boxes"),
+        ("value", "ValueError: boxes"),
+        ("torch", "RuntimeError: .*"),
+    ],
+)
+def test_an_error_in_the_users_forward_is_told_with_its_place(package: Path, error: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data, model and method must fit, but: {why} \(models.py:\d+\)$"):
+        net_of(run_with(model={"import": "outside_pack.models:make_failing", "error": error}))
+
+
 def test_the_users_own_check_of_an_argument_is_passed_on(package: Path) -> None:
     run = load_run(package / "run.yaml", ["data.root=relative"])
-    with pytest.raises(ValueError, match="root must be absolute"):
+    with pytest.raises(ValueError, match=r"'outside_pack.data:make_dataset' must work, but: ValueError: .*root must be absolute.* \(data.py:\d+\)$"):
         train(run)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from imachsr.data.images import Pair, cache_folder, load_pairs
+from imachsr.data.images import Pair, cache_folder, list_images, load_pairs, pair_folders
 from imachsr.data.samples import Samples
 from tests.data.files import mask, write_image, write_mask
 
@@ -105,6 +105,22 @@ def test_labels_are_replaced_all_at_once(pairs: list[Pair], cache: Path) -> None
     labels = load(pairs, cache, ignore={0: 1, 1: 0}).labels
     for index in range(3):
         assert labels[index].tolist() == np.array([1, 0, 2])[mask(3, index)].tolist()
+
+
+def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
+    names = ["a_2", "a_10", "a_9", "a_1", "a_100", "b_1", "a2_1", "a10_1", "1", "10", "2", "x", "a_01"]
+    for name in names:
+        write_image(tmp_path / "i" / f"{name}.png")
+        write_mask(tmp_path / "m" / f"{name}.png", mask(3))
+    expected = ["1", "2", "10", "a2_1", "a10_1", "a_01", "a_1", "a_2", "a_9", "a_10", "a_100", "b_1", "x"]
+    assert list(list_images(tmp_path / "i")) == expected
+    assert [image.stem for image, _ in pair_folders(tmp_path / "i", tmp_path / "m")] == expected
+
+
+def test_a_mask_of_another_size_is_refused_and_both_files_named(pairs: list[Pair], cache: Path) -> None:
+    write_mask(pairs[1][1], mask(3, 1, size=(50, 40)))
+    with pytest.raises(ValueError, match=rf"{pairs[1][1]} must have the 40 x 50 pixels of {pairs[1][0]}, but has 50 x 40"):
+        load(pairs, cache)
 
 
 def test_fewer_pairs_have_arrays_of_their_own(pairs: list[Pair], cache: Path) -> None:

@@ -32,6 +32,26 @@ def counted(**settings):
 
 def lacking():
     return object()
+
+ERRORS = {error.__name__: error for error in (KeyError, ValueError, AssertionError, TypeError)}
+
+def fail(error):
+    raise ERRORS[error]("images")
+
+class BrokenLoad(Plain):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+    def load(self, split):
+        fail(self.error)
+
+class BrokenCount(BrokenLoad):
+    @property
+    def num_classes(self):
+        fail(self.error)
+    @num_classes.setter
+    def num_classes(self, value):
+        pass
 '''
 
 
@@ -80,6 +100,9 @@ def test_it_travels_to_another_process_by_its_path(package: Path) -> None:
         ({"num_classes": 3}, r"`class_names` of 'outside_data:Plain' must be `num_classes` .* different names, but got 3 and \['a', 'b', 'c', 'd'\]"),
         ({"class_names": "abca"}, r"different names, but got 4 and \['a', 'b', 'c', 'a'\]"),
         ({"num_classes": 1, "class_names": "a"}, r"\(2 to 255\)"),
+        ({"num_classes": "4"}, "`num_classes` of 'outside_data:Plain' must be an integer, but got '4'"),
+        ({"num_classes": 4.0}, "`num_classes` of 'outside_data:Plain' must be an integer, but got 4.0"),
+        ({"class_names": [0, 1, 2, 3]}, r"`class_names` of 'outside_data:Plain' must be texts, but got \[0, 1, 2, 3\]"),
         ({"label": 4}, r"labels of load\('train'\) of 'outside_data:Plain' must be in 0..3 or 255 \(ignored\), but got 4"),
         ({"count": 0}, r"load\('train'\) of 'outside_data:Plain' must give at least one sample, but gave none"),
         ({"gives": [1, 2]}, r"load\('train'\) of 'outside_data:Plain' must give imachsr.data.Samples, but gave list"),
@@ -94,6 +117,19 @@ def test_what_breaks_the_contract_is_told(package: Path, kwargs: dict[str, objec
 def test_an_object_that_lacks_the_contract_is_told_what(package: Path) -> None:
     with pytest.raises(ValueError, match="what 'outside_data:lacking' gives must have .* but has no num_classes, class_names, load"):
         _ = imported("lacking").num_classes
+
+
+@pytest.mark.parametrize("error", ["KeyError", "ValueError", "AssertionError", "TypeError"])
+@pytest.mark.parametrize(("name", "what"), [("BrokenLoad", r"load\('val'\)"), ("BrokenCount", "num_classes and class_names")])
+def test_an_error_of_the_users_code_is_told_with_data_set_file_and_line(package: Path, name: str, what: str, error: str) -> None:
+    line = next(number for number, text in enumerate(MODULE.splitlines(), 1) if "raise ERRORS" in text)
+    with pytest.raises(ValueError, match=rf"^{what} of 'outside_data:{name}' must work, but: {error}: '?images'? \(outside_data.py:{line}\)$"):
+        imported(name, error=error).load("val")
+
+
+def test_samples_of_another_kind_are_told_with_their_place(package: Path) -> None:
+    with pytest.raises(ValueError, match=r"load\('val'\) of 'outside_data:Plain' must work, but: TypeError: .* \(outside_data.py:12\)"):
+        imported(count="3").load("val")
 
 
 def test_a_missing_name_tells_the_nearest(package: Path) -> None:

@@ -56,6 +56,9 @@ def test_properties_hold_for_drawn_settings(seed: int) -> None:
     counts = {sequence: sum(sequence_of(name) == sequence for name in names) for sequence in map(sequence_of, names)}
     for sequence, count in counts.items():
         wanted = round(count * fraction)
+        if count in (len(trained[sequence]), len(selected[sequence])):  # kept whole, which only those may be that its blocks and guards could fill
+            assert wanted == 0 or count <= wanted + 2 * guard * min(blocks, wanted)
+            continue
         assert len(selected[sequence]) == wanted
         assert runs(selected[sequence]) <= min(blocks, wanted)
         distance = min((abs(a - b) for a in trained[sequence] for b in selected[sequence]), default=guard + 1)
@@ -101,7 +104,41 @@ def test_numbers_out_of_range_are_refused(settings: dict[str, float], message: s
         Selection(**settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "guard", "sides"), [(1, 0, "1 to train on and 0"), (8, 5, "0 to train on and 2"), (0, 0, "0 to train on and 0")])
+def test_one_frame_sequences_are_selected_whole_and_evenly() -> None:
+    # Cityscapes: CITY_SEQUENCE_FRAME_KIND, of which each is a sequence of its own.
+    names = [f"city_{index:06d}_000019_leftImg8bit" for index in range(40)]
+    train, select = block_split(names, fraction=0.25)
+    assert sorted(train + select) == list(range(40))
+    assert len(select) == 10
+    assert {after - before for before, after in zip(select, select[1:], strict=False)} == {4}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_short_sequences_are_never_divided_and_give_their_share(length: int, fraction: float) -> None:
+    names = frames(**{f"s{index:03d}": length for index in range(60)})
+    train, select = block_split(names, fraction=fraction, blocks=4, guard=2)
+    assert sorted(train + select) == list(range(len(names)))
+    assert {sequence_of(names[index]) for index in train}.isdisjoint(sequence_of(names[index]) for index in select)
+    assert abs(len(select) - fraction * len(names)) <= length
+    halves = [sum(index < len(names) / 2 for index in select), sum(index >= len(names) / 2 for index in select)]
+    assert abs(halves[0] - halves[1]) <= length
+
+
+def test_short_sequences_beside_long_ones_leave_those_as_they_are() -> None:
+    alone = block_split(frames(a=100))
+    train, select = block_split([*frames(a=100), *(f"s{index}_0" for index in range(20))])
+    assert [index for index in train if index < 100] == alone[0]
+    assert [index for index in select if index < 100] == alone[1]
+    assert len([index for index in select if index >= 100]) == 5
+
+
+def test_the_rule_for_sequences_is_told_when_a_side_is_empty() -> None:
+    with pytest.raises(ValueError, match="names that are equal up to the last underscore are one sequence, and these make 1"):
+        block_split(["001", "002"], fraction=0.1)
+
+
+@pytest.mark.parametrize(("count", "guard", "sides"), [(1, 0, "1 to train on and 0"), (8, 5, "8 to train on and 0"), (0, 0, "0 to train on and 0")])
 def test_an_empty_side_is_refused_and_told(count: int, guard: int, sides: str) -> None:
     with pytest.raises(ValueError, match=f"both sides must keep samples, but {count} samples .* leave {sides}"):
         block_split(frames(a=count), guard=guard)
@@ -133,3 +170,14 @@ def test_on_real_video_no_selected_frame_has_a_training_neighbour(camvid: Path, 
         order = [int(name.rpartition("_")[2].lstrip("f")) for name in names if sequence_of(name) == sequence]
         assert order == sorted(order), "neighbours in the list are neighbours in time"
     assert 0.2 < len(select) / len(names) < 0.3
+
+
+def test_real_video_is_cut_as_in_published_results(camvid: Path) -> None:
+    names = CamVid(root=str(camvid)).load("train").names
+    train, select = block_split(names)
+    assert (len(names), len(train), len(select)) == (367, 227, 92)
+    # Four blocks a sequence: first and last frame of each.
+    edges = [(6, 9), (21, 24), (37, 40), (52, 55), (72, 77), (96, 101), (122, 127), (146, 152), (182, 193), (232, 244), (284, 296), (335, 347)]
+    assert select == [index for first, last in edges for index in range(first, last + 1)]
+    near = {index for first, last in edges for index in range(first - 2, last + 3)}
+    assert train == [index for index in range(367) if index not in near]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.launch.commands import check_settings, parse
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
@@ -152,7 +155,7 @@ def test_an_environment_that_is_up_to_date_is_used_as_it_is(copy: Path, log: Cal
     before = snapshot(copy)
     found = run(copy / "launch/search.sh", "s p.yaml", "--trials", "2", "data.size=[32,48]", cwd=tmp_path, PYTHON="no-such-python")
     assert (found.returncode, found.stderr) == (0, "")
-    assert log() == [{"name": "imachsr", "args": ["search", "s p.yaml", "--trials", "2", "data.size=[32,48]"], "cwd": str(copy)}]
+    assert log() == [{"name": "imachsr", "args": ["search", "s p.yaml", "--trials", "2", "data.size=[32,48]"], "cwd": str(tmp_path)}]
     assert snapshot(copy) == before
 
 
@@ -204,10 +207,25 @@ def test_train_hands_its_words_on(copy: Path, log: Callable[[], list[dict[str, o
     assert [call["args"] for call in log()] == [["train", "r.yaml", "--workers", "2", "name=a b"]]
 
 
+@pytest.mark.parametrize("name", ["train.sh", "search.sh", "quickstart.sh"])
+def test_paths_are_the_users_from_where_they_are(name: str, copy: Path, log: Callable[[], list[dict[str, object]]], tmp_path: Path) -> None:
+    (tmp_path / "else where").mkdir()
+    run(copy / "launch" / name, "x.yaml", "--output", "out", cwd=tmp_path / "else where")
+    assert [call["cwd"] for call in log()] == [str(tmp_path / "else where")]
+
+
+def test_what_quickstart_says_to_activate_is_there(copy: Path, log: Callable[[], list[dict[str, object]]], tmp_path: Path) -> None:
+    (copy / ".venv/bin/activate").write_text("echo activated\n")
+    found = run(copy / "launch/quickstart.sh", cwd=tmp_path)
+    command = found.stderr.partition("imachsr is in .venv: ")[2]
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True).stdout == "activated\n"
+
+
 def test_quickstart_searches_and_hands_its_words_on(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
     found = run(copy / "launch/quickstart.sh", "--output", "a b")
-    assert [call["args"] for call in log()] == [["search", "search_spaces/quickstart.yaml", "--output", "a b"]]
-    assert "source .venv/bin/activate" in found.stderr
+    assert [call["args"] for call in log()] == [["search", str(copy / "search_spaces/quickstart.yaml"), "--output", "a b"]]
+    assert "source " in found.stderr
+    assert re.search(r"\d", found.stderr.replace(str(copy.parent), "")) is None  # words of the user's may change every number
 
 
 def test_test_runs_the_checks_and_then_pytest(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
@@ -329,3 +347,15 @@ def test_slurms_directives_come_first_and_fit_each_other() -> None:
     assert asked["ntasks-per-node"] == "1"  # one Ray node per Slurm node
     assert int(asked["nodes"]) >= 1
     assert int(asked["cpus-per-task"]) >= 1
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("launch/*.yaml"), *ROOT.glob("search_spaces/*.yaml")]), ids=lambda path: path.name)
+def test_a_settings_file_begins_with_its_command_its_cost_and_what_to_expect(path: Path) -> None:
+    head = [line for line in path.read_text().partition("\nname:")[0].splitlines() if line]
+    assert all(line.startswith("# ") for line in head)
+    keys = [line.split(":")[0] for line in head if line.startswith(("# Command:", "# Cost:", "# Expected:"))]
+    assert keys == ["# Command", "# Cost", "# Expected"]
+    (command,) = [line.removeprefix("# Command: ") for line in head if line.startswith("# Command:")]
+    name, params = parse(command)
+    assert params["config"] == path.relative_to(ROOT)
+    check_settings(name, params, ROOT)

@@ -89,3 +89,34 @@ def test_a_place_that_cannot_be_written_is_the_users_mistake(folder: Path, tmp_p
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="--out must be a file that can be written"):
         export(folder, tmp_path / "file" / "x.yaml")
+
+
+def test_an_arm_of_several_seeds_says_its_mean(tmp_path: Path) -> None:
+    trials = [
+        trial(number, arm=arm, seed=seed, value=value, difference=value - 30.0)
+        for number, (arm, seed, value) in enumerate([("b", 0, 30.0), ("b", 1, 30.0), ("c", 0, 36.0), ("c", 1, 31.0)])
+    ]
+    export(make(tmp_path / "s", trials, best=2), tmp_path / "x.yaml")
+    lines = (tmp_path / "x.yaml").read_text().splitlines()
+    assert lines[1] == "# Its arm, c: 33.50 over 2 seeds, +3.50 paired (+6.00, +1.00)."
+    assert lines[2].startswith("# 2 seeds on the selection split: a candidate, not a finding.")
+
+
+@pytest.mark.parametrize(("base", "device"), [("{}", "auto"), ("{compute: {device: cuda}}", "cuda")])
+def test_a_trials_share_of_the_machine_is_not_exported(base: str, device: str, folder: Path, tmp_path: Path) -> None:
+    path = folder / "trials/0002/run.yaml"
+    path.write_text(path.read_text().replace("device: auto", "device: cpu"))  # as trials run that reserve no GPU
+    assert load_run(path).compute.device == "cpu"
+    (folder / "search.yaml").write_text(f"run: {base}\n")
+    export(folder, tmp_path / "x.yaml")
+    assert load_run(tmp_path / "x.yaml").compute.device == device
+
+
+def test_a_broken_write_leaves_no_half_a_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        export(folder, tmp_path / "out" / "x.yaml")
+    assert list((tmp_path / "out").iterdir()) == []

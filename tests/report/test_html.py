@@ -225,3 +225,31 @@ def test_a_page_is_written_anew(tmp_path: Path) -> None:
     again = (folder / "report.html").read_text()
     ids = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
     assert ids.sub("", again) == ids.sub("", first)
+
+
+def test_several_seeds_are_told_with_means_and_paired_differences(tmp_path: Path) -> None:
+    trials = [
+        trial(number, arm=arm, seed=seed, value=value, difference=value - 30.0)
+        for number, (arm, seed, value) in enumerate([("b", 0, 30.0), ("b", 7, 30.0), ("<c>", 0, 36.0), ("<c>", 7, 31.0)])
+    ]
+    text = write_report(make(tmp_path / "s", trials, best=2)).read_text()
+    assert "one seed per configuration" not in text
+    assert "several seeds an arm" in text
+    assert "<td class=n>7<td class=n>31.00" in text
+    assert "<td>&lt;c&gt;<td class=n>2<td class=n>33.50<td class=n>+3.50<td>+6.00, +1.00</tr>" in text
+    alone = write_report(make(tmp_path / "t", [BASELINE, trial(1)], best=0)).read_text()
+    assert "one seed per configuration" in alone
+    assert "Arms over their seeds" not in alone
+
+
+def test_a_report_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "s", [BASELINE], best=0)
+    (folder / "report.html").write_text("old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_report(folder)
+    assert (folder / "report.html").read_text() == "old"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from imachsr.config import ConfigError
-from imachsr.report.table import load_summary, rows, short
+from imachsr.report.table import arms, load_summary, rows, short
 from tests.report.folders import BASELINE, make, trial
 
 MIXED = [
@@ -109,3 +109,38 @@ def test_a_search_that_has_only_begun_is_told_from_no_search(tmp_path: Path) -> 
     (tmp_path / "search.yaml").write_text("name: x\n")
     with pytest.raises(ConfigError, match="none has yet; try again later"):
         load_summary(tmp_path)
+
+
+# Several seeds
+
+SEEDED = [
+    trial(number, arm=arm, seed=seed, value=value, difference=difference)
+    for number, (arm, seed, value, difference) in enumerate(
+        [("b", 0, 30.0, 0.0), ("b", 1, 32.0, 0.0), ("c", 0, 36.0, 6.0), ("c", 1, 30.0, -2.0), ("d", 0, 35.0, 5.0), ("d", 1, 36.0, 4.0)]
+    )
+]
+
+
+def seeded(trials: list[dict[str, Any]], mode: str = "max") -> dict[str, Any]:
+    return {"trials": trials, "mode": mode, "baseline": 0, "max_epochs": 4}
+
+
+def test_an_arm_is_its_mean_over_the_seeds_and_its_paired_differences() -> None:
+    found = arms(seeded(SEEDED))
+    assert [(arm.name, arm.mean, arm.difference, arm.each) for arm in found] == [
+        ("b", 31.0, 0.0, "+0.00, +0.00"),
+        ("d", 35.5, 4.5, "+5.00, +4.00"),
+        ("c", 33.0, 2.0, "+6.00, -2.00"),
+    ]
+    assert [arm.name for arm in arms(seeded(SEEDED, "min"))] == ["b", "c", "d"]
+    assert found[1].words == "d: 35.50 over 2 seeds, +4.50 paired (+5.00, +4.00)"
+
+
+def test_only_finished_trials_count_for_an_arm_and_only_pairs_for_its_difference() -> None:
+    failed = [*SEEDED[:1], trial(1, "FAIL", arm="b", seed=1, value=None), *SEEDED[2:3], {**SEEDED[3], "difference": None}]
+    found = {arm.name: arm for arm in arms(seeded(failed))}
+    assert (found["b"].values, found["c"].values, found["c"].differences) == ({0: 30.0}, {0: 36.0, 1: 30.0}, {0: 6.0})
+
+
+def test_one_seed_has_no_means() -> None:
+    assert arms(seeded([each for each in SEEDED if each["seed"] == 0])) == []

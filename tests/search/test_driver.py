@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
+from imachsr.config.load import load_run, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.search.driver import Driver
 from imachsr.search.space import Search, make_search
@@ -371,3 +372,72 @@ def test_a_tracker_is_told_of_every_trial_under_ids_that_stay(tmp_path: Path) ->
         ("row", f"{uid}-0001", 1),
     ]
     assert again.events == [("start", f"{uid}-0001", "0001", "trial", (), group), ("row", f"{uid}-0001", 2), ("end", f"{uid}-0001", "stopped", 10.0)]
+
+
+def test_a_trial_whose_loss_is_not_finite_has_failed_although_it_has_a_score(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_of())
+    proposal = driver.propose()
+    assert proposal is not None
+    assert driver.on_row(0, {**row(1, 3.58), "select/loss": float("nan")})
+    driver.on_end(0)
+    assert (trial(driver, 0)["state"], trial(driver, 0)["error"]) == ("FAIL", "select/loss must be finite, but got nan at epoch 1")
+    assert driver.close()[0]["best"] is None
+
+
+def test_a_failed_trial_leaves_its_traceback_and_no_checkpoint_and_a_whole_one_keeps_its_own(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_of())
+    folders = [tmp_path / "trials" / f"{number:04d}" for number in range(3)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.pt").write_bytes(b"x")
+    run_trial(driver, [50, 60, 70, 80])
+    run_trial(driver, [40])  # stopped
+    driver.propose()
+    driver.on_error(2, "KeyError: 'x'", "Traceback (most recent call last):\n  File mine.py\nKeyError: 'x'")
+    driver.on_end(2)
+    assert [(folder / "checkpoint.pt").exists() for folder in folders] == [True, False, False]
+    assert [(folder / "error.txt").exists() for folder in folders] == [False, False, True]
+    assert "File mine.py" in (folders[2] / "error.txt").read_text()
+    assert trial(driver, 2)["error"] == "KeyError: 'x'"
+    driver.close()
+
+
+def test_the_driver_writes_the_run_itself_since_trials_may_write_elsewhere(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_of())
+    proposal = driver.propose()
+    assert proposal is not None
+    assert run_to_dict(load_run(tmp_path / "trials/0000/run.yaml")) == proposal["run"]
+    driver.close()
+
+
+@pytest.mark.parametrize(("gpus", "asked", "device"), [(0, "auto", "cpu"), (0.5, "auto", "auto"), (0, "cuda", "cuda"), (1, "cpu", "cpu")])
+def test_a_trial_takes_a_gpu_only_when_it_reserves_one(tmp_path: Path, gpus: float, asked: str, device: str) -> None:
+    run = {"optimizer": {"epochs": EPOCHS}, "compute": {"device": asked}}
+    driver = Driver(tmp_path, search_of(run=run, budget={"trials": 5, "gpus_per_trial": gpus}))
+    proposal = driver.propose()
+    assert proposal is not None
+    assert proposal["run"]["compute"]["device"] == device
+    driver.close()
+
+
+def test_the_best_arm_is_that_with_the_best_mean_over_its_seeds(tmp_path: Path) -> None:
+    arms = [{"name": name, "set": {"method.loss": loss}} for name, loss in (("lucky", "dice"), ("steady", "brier"))]
+    arms.insert(0, {"name": "b", "set": {"method.alpha": 0, "method.beta": 0}})
+    driver = Driver(tmp_path, search_of(arms=arms, seeds=[0, 1], budget={"trials": 6}, space={}))
+    for value in (30, 30, 50, 20, 41, 39):
+        run_trial(driver, [value] * EPOCHS)
+    assert driver.close()[0]["best"] == 4
+
+
+def test_a_trial_that_was_to_be_stopped_when_the_driver_died_is_stopped_by_the_next(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_of())
+    run_trial(driver, [50, 60, 70, 80])
+    driver.propose()
+    assert driver.on_row(1, row(1, 40.0))
+    driver.close()  # between the decision and the trial's end
+    driver = Driver(tmp_path, search_of(), resume=True)
+    assert (trial(driver, 1)["state"], trial(driver, 1)["epochs"], driver.remaining) == ("PRUNED", 1, 3)
+    proposal = driver.propose()
+    assert proposal is not None
+    assert proposal["number"] == 2
+    driver.close()

@@ -230,3 +230,31 @@ def test_every_line_of_a_message_names_the_file(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
     assert all(line.startswith(f"{path}: ") for line in lines)
+
+
+@pytest.mark.parametrize("first", ["method.alfa", "method.alpha"])
+def test_a_key_with_a_slip_is_blamed_itself_wherever_it_stands(first: str) -> None:
+    keys = dict.fromkeys([first, "method.alfa", "method.alpha"])
+    with pytest.raises(ConfigError, match="^space.method.alfa: 0.1: method.alfa: is no setting; nearest: 'alpha'"):
+        make_search({"space": {key: {"float": [0.1, 1]} for key in keys}})
+
+
+def test_the_space_is_set_from_the_command_line_although_its_keys_hold_dots(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text("space: {method.alpha: {float: [0.1, 1], log: true}, method.loss: {choice: [dice, brier]}}\n")
+    given = ["space.method.alpha.float=[0.2, 0.3]", "space.optimizer.lr={float: [0.1, 1]}", "space.method.beta.float=[0.1,0.2]"]
+    found = load_search(path, [*given, "space.method.loss.choice=[dice]"]).space
+    assert found["method.alpha"].float_ == (0.2, 0.3)
+    assert found["method.alpha"].log
+    assert found["optimizer.lr"].float_ == (0.1, 1)
+    assert found["method.beta"].float_ == (0.1, 0.2)
+    assert found["method.loss"].choice == ("dice",)
+    conditional = load_search(path, ["space.method.beta={float: [0.1, 1]}", "space.method.beta.when.method.loss=dice"]).space
+    assert conditional["method.beta"].when == {"method.loss": "dice"}
+    with pytest.raises(ConfigError, match="space.method.alpha.flaot: is no setting; nearest: 'float'"):
+        load_search(path, ["space.method.alpha.flaot=[0, 1]"])
+
+
+def test_a_condition_on_the_first_key_says_that_nothing_is_above_it() -> None:
+    with pytest.raises(ConfigError, match="must name a searched key above it, but got 'method.loss'; it is the first$"):
+        make_search({"space": {"method.alpha": {"float": [0.1, 1], "when": {"method.loss": "dice"}}}})

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -15,11 +17,14 @@ import pytest
 
 from imachsr.config.load import dump_yaml
 from imachsr.config.schema import ConfigError
+from imachsr.search import tuner
+from imachsr.search.driver import Driver
 from imachsr.search.scheduler import Rungs
-from imachsr.search.space import Search, make_search
+from imachsr.search.space import Metric, Search, check_metric, make_search
 from imachsr.search.study import FILE
 from imachsr.search.tuner import run_search
-from tests.train.toys import BASE
+from imachsr.train.loop import train
+from tests.train.toys import BASE, Bands
 
 OUTPUT_ONLY = {"method.alpha": 0, "method.beta": 0}
 GOOD, EPOCHS = [0.5, 0.7, 0.8, 0.6], 4
@@ -148,6 +153,9 @@ def test_a_trial_that_raises_or_diverges_fails_with_its_reason_and_the_others_go
     assert raising["error"] == 'KeyError: "a fault in the user\'s model"'
     assert (diverging["state"], diverging["epochs"]) == ("FAIL", 1)
     assert diverging["error"].startswith("FloatingPointError: every term must be finite, but output loss is nan")
+    full = (searched[0] / "trials/0002/error.txt").read_text()
+    assert full.startswith("Traceback (most recent call last):")
+    assert "tests/train/toys.py" in full
     assert {item["state"] for item in summary["trials"] if item["arm"] is None} <= {"COMPLETE", "PRUNED"}
 
 
@@ -171,8 +179,8 @@ def test_a_finished_search_is_extended_by_more_trials_and_nothing_runs_again(sea
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"cpus_per_trial": 64}, "budget.cpus_per_trial: must be at most the cluster's 2 CPUs, but got 64"),
-        ({"gpus_per_trial": 1000.0}, "budget.gpus_per_trial: must be at most the cluster's .* GPUs, but got 1000"),
+        ({"cpus_per_trial": 64}, "budget.cpus_per_trial: must be at most the 2 CPUs of the cluster's largest node, but got 64"),
+        ({"gpus_per_trial": 1000.0}, "budget.gpus_per_trial: must be at most the .* GPUs of the cluster's largest node, but got 1000"),
     ],
 )
 def test_a_trial_that_the_cluster_can_never_hold_is_refused_at_once(own_ray: None, tmp_path: Path, budget: dict[str, Any], message: str) -> None:
@@ -190,9 +198,116 @@ def test_a_trial_that_the_cluster_can_never_hold_is_refused_at_once(own_ray: Non
 )
 def test_what_would_fail_in_every_trial_fails_before_any(tmp_path: Path, run: dict[str, Any], message: str) -> None:
     raw = raw_search([], budget={"trials": 3}, space={"method.alpha": {"float": [0.1, 1.0]}})
+    ready: list[str] = []
     with pytest.raises(ValueError, match=message):
-        run_search(make_search({**raw, "run": {**raw["run"], **run}}), tmp_path / "result")
+        run_search(make_search({**raw, "run": {**raw["run"], **run}}), tmp_path / "result", on_ready=lambda: ready.append("told"))
+    assert ready == []
     assert not (tmp_path / "result").exists()
+
+
+def nodes_of(*resources: dict[str, float]) -> Any:
+    return lambda: [{"Alive": True, "Resources": each} for each in resources]
+
+
+def test_a_trial_must_fit_on_one_node_not_on_all_together(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 4.0}, {"CPU": 4.0}))
+    with pytest.raises(ConfigError, match="must be at most the 4 CPUs of the cluster's largest node, but got 6"):
+        run_search(make_search(raw_search([], budget={"trials": 3, "cpus_per_trial": 6})), tmp_path / "result")
+    monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}))
+    with pytest.raises(ConfigError, match="one node of the cluster must have 2 CPUs and 1 GPUs for a trial, but none has both"):
+        run_search(make_search(raw_search([], budget={"trials": 3, "cpus_per_trial": 2, "gpus_per_trial": 1})), tmp_path / "result")
+
+
+def test_nodes_that_still_start_are_waited_for_on_a_cluster(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    late = lambda: nodes_of({"CPU": 0.0}, *([{"CPU": 8.0}] if time.monotonic() > started + 1.5 else []))()  # noqa: E731
+    monkeypatch.setattr("ray.nodes", late)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    search = make_search(raw_search([], budget={"trials": 3}))
+    with pytest.warns(UserWarning, match="no node of the cluster has 1 CPUs for a trial yet; waiting up to 300 s for one to start"):
+        tuner._reserve(search)
+    assert 1.5 < time.monotonic() - started < 30
+    monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 0.0}))
+    monkeypatch.setattr(tuner, "BOOT_S", 1)
+    with pytest.warns(UserWarning, match="waiting up to 1 s"), pytest.raises(ConfigError, match="must be at most the 0 CPUs"):
+        tuner._reserve(search)
+
+
+def test_gpus_that_no_trial_reserves_are_told(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 2.0})
+    raw = raw_search([], budget={"trials": 3})
+    raw["run"] = {**raw["run"], "compute": {"device": "auto"}}
+    with pytest.warns(UserWarning, match="budget.gpus_per_trial is 0; the cluster has GPUs: budget.gpus_per_trial=1 uses them"):
+        tuner._reserve(make_search(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("select/mious", "nearest: 'select/miou'"), ("select/iou/raod", "nearest: 'select/iou/road'"), ("val/miou", "'select/miou'")]
+)
+def test_a_metric_that_no_row_will_have_is_refused_before_any_trial(tmp_path: Path, name: str, hint: str) -> None:
+    search = make_search(raw_search([], budget={"trials": 3}, metric={"name": name}))
+    with pytest.raises(ConfigError, match=f"metric.name: must be a key of every trial's rows, but got '{name}'; .*{hint}"):
+        run_search(search, tmp_path / "result")
+    assert not (tmp_path / "result").exists()
+
+
+def test_the_keys_that_a_metric_may_have_are_in_every_row() -> None:
+    search = make_search(raw_search([], budget={"trials": 3}))
+    base = search.run_of(search.arms[0].set_, name="x", seed=0)
+    rows = train(base, evaluate_on="select", selection=search.selection).history
+    with pytest.raises(ConfigError) as caught:
+        check_metric(Metric(name="?"), base.data.class_names)
+    known = re.findall(r"'([^']+)'", str(caught.value).partition("known: ")[2])
+    assert len(known) == 12
+    assert all(set(known) <= set(row) for row in rows)
+
+
+def test_data_that_arms_share_are_read_once_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[int] = []
+    load = Bands.load
+
+    def counted(self: Bands, split: str) -> Any:
+        loads.append(self.count)
+        return load(self, split)
+
+    monkeypatch.setattr(Bands, "load", counted)
+    arms = [
+        {"name": "dice", "set": {"method.loss": "dice"}},
+        {"name": "more", "set": {"data.count": 32}},
+        {"name": "brier", "set": {"method.loss": "brier"}},
+    ]
+    tuner._rehearse(make_search(raw_search(arms, budget={"trials": 5})))
+    assert loads == [24, 32]
+
+
+@pytest.mark.parametrize(("text", "error"), [("", "the worker died"), ("Traceback\n  x\nOSError: gone\n", "OSError: gone")])
+def test_the_file_of_a_dead_worker_may_be_empty(tmp_path: Path, text: str, error: str) -> None:
+    (tmp_path / "error").write_text(text)
+    driver = Driver(tmp_path / "result", make_search(raw_search([], budget={"trials": 3})))
+    driver.propose()
+    monkey = {"result": driver}
+    tuner._DRIVERS.update(monkey)
+    try:
+        ended: Any = SimpleNamespace(config={"number": 0}, error_file=str(tmp_path / "error"))
+        tuner._Ends("result").on_trial_error(0, [], ended)
+    finally:
+        del tuner._DRIVERS["result"]
+    assert driver.trials()[0]["error"] == error
+    assert (tmp_path / "result/trials/0000/error.txt").read_text().strip() == (text.strip() or error)
+    driver.close()
+
+
+def test_checkpoints_that_this_machine_does_not_see_are_told(tmp_path: Path) -> None:
+    (tmp_path / "trials/0000").mkdir(parents=True)
+    summary = {"trials": [{"number": 0, "state": "COMPLETE"}, {"number": 1, "state": "COMPLETE"}, {"number": 2, "state": "FAIL"}]}
+    with pytest.warns(
+        UserWarning, match="must be a folder that all machines of the cluster share, but .* does not see .*0000/checkpoint.pt and 1 more"
+    ):
+        tuner._check_shared(tmp_path, summary)
+    for number in (0, 1):
+        (tmp_path / f"trials/{number:04d}").mkdir(exist_ok=True)
+        (tmp_path / f"trials/{number:04d}/checkpoint.pt").touch()
+    tuner._check_shared(tmp_path, summary)  # a warning would be an error
 
 
 def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_path: Path, root: Path) -> None:

@@ -1,13 +1,10 @@
-import dataclasses
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imachsr.tracking import Combined, ConsoleTracker, JsonLinesTracker, NullTracker, Tracker, TrialStart
+from imachsr.tracking import Combined, NullTracker, Tracker, TrialStart
 from imachsr.tracking.events import finite
 
 START = TrialStart(id="a-0001", name="0001-arm", group="g", job_type="baseline", config={"lr": 1e-3, "size": (2, 3)}, tags=("arm",))
@@ -47,76 +44,18 @@ def whole(tracker: Tracker) -> list[str]:
     return tracker.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    def no_nan(text: str) -> None:
-        raise AssertionError(f"{text} is no JSON")
-
-    return [json.loads(line, parse_constant=no_nan) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.mark.parametrize("make", [lambda tmp: NullTracker(), lambda tmp: ConsoleTracker(lambda line: None), lambda tmp: JsonLinesTracker(tmp / "x")])
-def test_local_trackers_take_a_whole_run_and_have_nothing_to_tell(make: Any, tmp_path: Path) -> None:
-    assert whole(make(tmp_path)) == []
-
-
-def test_json_lines_can_be_read_after_every_event(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "events.jsonl"
-    tracker = JsonLinesTracker(path)
-    steps = [
-        lambda: tracker.start(START),
-        lambda: tracker.log(START.id, {"epoch": 1, "val/miou": 3.5}),
-        lambda: tracker.log(START.id, {"epoch": 2, "val/miou": 4.5}),
-        lambda: tracker.end(START.id, "stopped", {"why": Path("x")}),
-    ]
-    for count, step in enumerate(steps, 1):
-        step()
-        assert len(read(path)) == count
-    start, first, second, end = read(path)
-    expected = {**dataclasses.asdict(START), "config": {"lr": 1e-3, "size": [2, 3]}, "tags": ["arm"]}
-    assert start == {"event": "start", **expected}
-    assert [first["row"], second["row"]] == [{"epoch": 1, "val/miou": 3.5}, {"epoch": 2, "val/miou": 4.5}]
-    assert end == {"event": "end", "id": START.id, "state": "stopped", "summary": {"why": "x"}}
-
-
-def test_json_lines_go_on_in_a_file_that_is_there(tmp_path: Path) -> None:
-    for epoch in (1, 2):
-        JsonLinesTracker(tmp_path / "events.jsonl").log("a", {"epoch": epoch})
-    assert [line["row"]["epoch"] for line in read(tmp_path / "events.jsonl")] == [1, 2]
+def test_the_null_tracker_takes_a_whole_run_and_has_nothing_to_tell() -> None:
+    assert whole(NullTracker()) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_json_cannot_say_is_null_at_any_depth(value: float, tmp_path: Path) -> None:
-    tracker = JsonLinesTracker(tmp_path / "events.jsonl")
-    tracker.log("a", {"epoch": 1, "val/loss": value})
-    tracker.end("a", "failed", {"deep": {"list": [1.0, value, (value, "x")]}})
-    row, end = read(tmp_path / "events.jsonl")
-    assert row["row"] == {"epoch": 1, "val/loss": None}
-    assert end["summary"]["deep"]["list"] == [1.0, None, [None, "x"]]
+def test_what_json_cannot_say_is_null_at_any_depth(value: float) -> None:
+    assert finite({"deep": {"list": [1.0, value, (value, "x")]}}) == {"deep": {"list": [1.0, None, [None, "x"]]}}
 
 
 def test_finite_leaves_everything_else_alone() -> None:
     plain = {"a": 1, "b": [1.5, True, None, "nan"], "c": {"d": -0.0}}
     assert finite(plain) == plain
-
-
-def test_console_shows_name_epoch_and_main_numbers() -> None:
-    lines: list[str] = []
-    tracker = ConsoleTracker(lines.append)
-    tracker.start(START)
-    tracker.log(START.id, {"epoch": 3, "val/miou": 41.23456, "train/loss": 0.5, "val/iou/road": 90.0, "time/epoch_s": 2.0})
-    tracker.end(START.id, "failed", {"error": "ValueError: no"})
-    assert lines == ["0001-arm: started", "0001-arm: epoch 3  val/miou 41.23  train/loss 0.5", "0001-arm: failed: ValueError: no"]
-
-
-def test_console_shows_the_numbers_that_are_asked_for() -> None:
-    lines: list[str] = []
-    ConsoleTracker(lines.append, metrics=["val/iou/road", "absent"]).log("unseen", {"epoch": 1, "val/miou": 1.0, "val/iou/road": 90.0})
-    assert lines == ["unseen: epoch 1  val/iou/road 90"]
-
-
-def test_console_prints_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    whole(ConsoleTracker())
-    assert capsys.readouterr().out.splitlines()[-1] == "0001-arm: finished"
 
 
 @pytest.mark.parametrize("where", ["start", "log", "end", "close"])

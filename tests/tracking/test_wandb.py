@@ -317,3 +317,40 @@ def test_online_without_a_key_is_written_offline(server: Server, tmp_path: Path,
     assert len(files(tmp_path)) == 1
     assert "server failed" in tracker.close()[0]
     assert server.runs == {}
+
+
+# An environment that the client would not start with
+
+
+@pytest.mark.parametrize("mode", ["auto", "online", "offline"])
+@pytest.mark.parametrize(("name", "value"), [("WANDB_BASE_URL", "foo"), ("WANDB_MODE", "bogus")])
+def test_wrong_settings_of_the_client_are_told_and_runs_are_written_offline(
+    name: str, value: str, mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    tracker = WandbTracker(tmp_path, mode=mode)
+    combined = Combined([tracker])
+    assert tracker.preflight.mode == "offline"
+    assert f"{name} is '{value}': " in tracker.preflight.reason
+    combined.start(begin(0))
+    combined.log("u1-0000", ROWS[0])
+    combined.end("u1-0000", "finished", {})
+    lines = combined.close()
+    assert lines[0].startswith(f"W&B: runs were written offline: {name} is '{value}'")
+    (path,) = files(tmp_path)
+    assert records.rows(records.records(path)) == ROWS[:1]
+
+
+def test_a_file_that_holds_a_header_only_is_set_aside_and_told(tmp_path: Path) -> None:
+    """`wandb sync` uploads nothing, and says nothing, when one lies beside the others."""
+    tracker = WandbTracker(tmp_path, mode="offline")
+    tracker.start(begin(0))
+    tracker.end("u1-0000", "finished", {})
+    (whole,) = files(tmp_path)
+    killed = tmp_path / "wandb/offline-run-20260101_000000-u1-0001"
+    killed.mkdir()
+    (killed / "run-u1-0001.wandb").write_bytes(whole.read_bytes()[:7])
+    lines = tracker.close()
+    assert lines[0] == f"W&B: 1 runs that were killed before their first record were set aside in {tmp_path / 'wandb-empty'}"
+    assert files(tmp_path) == [whole]
+    assert (tmp_path / "wandb-empty" / killed.name / "run-u1-0001.wandb").exists()

@@ -11,13 +11,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from imachsr.data.samples import Samples
-from imachsr.train.evaluate import score
+from imachsr.train.evaluate import evaluate, score
 from imachsr.train.loop import _mean_over_ranks, train
 from imachsr.train.metrics import ConfusionMatrix
 from tests.train.toys import Bands, Tiny, toy_run, without_clock
 
 RUN = {"optimizer__epochs": 2, "augment__flip": 0.5}
 UNUSED = {**RUN, "model__kwargs": {"has_unused": True}, "optimizer__epochs": 1}
+NORMED = {**RUN, "model__kwargs": {"has_batch_norm": True}, "data__kwargs": {"count": 24, "num_val": 6}}
 DROPOUT = {**RUN, "model__kwargs": {"dropout": 0.5}, "optimizer__epochs": 2}
 
 
@@ -54,6 +55,7 @@ def _rank(rank: int, folder: str) -> None:
         found["one_sample"] = _score(_samples().subset([0]))
         for name, settings in (("rows", RUN), ("unused", UNUSED)):
             found[name] = train(toy_run(**settings), output=Path(folder) / name).history
+        found["normed"] = train(toy_run(**NORMED), output=Path(folder) / "normed").history
         found["dropout"] = train(toy_run(**DROPOUT), output=Path(folder) / "dropout", report=lambda row: _keep(row, Path(folder), rank)).history
         dist.barrier()
         if rank == 0:
@@ -74,7 +76,7 @@ def _keep(row: dict[str, float], folder: Path, rank: int) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(_rank, args=(str(folder),), nprocs=2)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return [{**json.loads((folder / f"rank{rank}.json").read_text()), "folder": str(folder)} for rank in range(2)]
 
 
 def test_the_confusion_matrix_summed_over_ranks_is_that_of_one_process(ranks: list[dict[str, Any]]) -> None:
@@ -97,7 +99,7 @@ def test_a_mean_over_ranks_counts_a_key_where_it_is(ranks: list[dict[str, Any]])
 
 
 def test_all_ranks_report_the_same_rows(ranks: list[dict[str, Any]]) -> None:
-    for name in ("rows", "unused", "dropout", "resumed"):
+    for name in ("rows", "unused", "normed", "dropout", "resumed"):
         assert ranks[0][name] == ranks[1][name]
 
 
@@ -113,6 +115,13 @@ def test_two_ranks_train_as_one_process_with_the_same_global_batch(ranks: list[d
 
 def test_parameters_without_a_gradient_do_not_break_training_on_ranks(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["unused"][0]["train/loss"] == pytest.approx(ranks[0]["rows"][0]["train/loss"], rel=0.5)
+
+
+def test_the_score_of_a_model_with_batch_norm_is_that_of_its_checkpoint(ranks: list[dict[str, Any]]) -> None:
+    # Ranks gather statistics of other images; scored and saved must be one model all the same.
+    row = ranks[0]["normed"][-1]
+    found = evaluate(Path(ranks[0]["folder"]) / "normed")
+    assert found == pytest.approx({key: value for key, value in row.items() if key.startswith("val/")}, rel=1e-6)
 
 
 def test_resumed_ranks_draw_what_unbroken_ones_draw(ranks: list[dict[str, Any]]) -> None:

@@ -193,6 +193,18 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_is_named(tmp_path: Pat
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("evaluate_on", ["val", "select"])
+def test_weights_that_the_last_step_spoilt_are_an_error_and_not_a_result(tmp_path: Path, evaluate_on: Any) -> None:
+    # One step an epoch: its loss is taken before it, so only the score can tell.
+    settings: dict[str, Any] = {"optimizer__lr": 1e30, "optimizer__batch_size": 64, "optimizer__warmup_epochs": 0, "data__kwargs": {"count": 24}}
+    output, seen = tmp_path / "run", []
+    with pytest.raises(FloatingPointError, match=f"{evaluate_on}/loss must be finite, but got (nan|inf) after epoch 1; lower optimizer.lr"):
+        train(toy_run(**settings), output=output, evaluate_on=evaluate_on, report=seen.append)
+    assert seen == []
+    assert not (output / checkpoint.FILE).exists()
+    assert (output / "metrics.jsonl").read_text() == ""
+
+
 def test_a_batch_larger_than_the_data_trains_on_all_of_them_in_one_step() -> None:
     result = train(toy_run(optimizer__batch_size=64, optimizer__epochs=2))
     schedule = [train(toy_run(optimizer__batch_size=8, optimizer__epochs=2)).history, result.history]
@@ -201,7 +213,9 @@ def test_a_batch_larger_than_the_data_trains_on_all_of_them_in_one_step() -> Non
 
 def test_a_search_s_score_never_touches_val() -> None:
     run = toy_run(data__kwargs={"has_val": False, "count": 24}, optimizer__epochs=1)
-    with pytest.raises(RuntimeError, match="val must stay unseen"):
+    with pytest.raises(
+        ValueError, match=r"load\('val'\) of 'tests.train.toys:Bands' must work, but: RuntimeError: val must stay unseen \(toys.py:\d+\)"
+    ):
         train(run)
     result = train(run, evaluate_on="select", selection=Selection(fraction=0.25, blocks=1, guard=1))
     assert not [key for key in result.metrics if key.startswith("val/")]
@@ -222,13 +236,32 @@ def test_the_score_of_evaluate_is_that_of_the_last_row(unbroken: tuple[Path, Res
     ("overrides", "message"),
     [
         (["data=scenes"], "must have the 3 classes that the model was trained for, but have 9"),
-        (["model.kwargs.has_unused=true"], "the model must be the one that was trained, but"),
+        (["model.kwargs.has_unused=true"], "must begin with data, compute, output_loss, since .* trained already, but got model.kwargs.has_unused"),
+        (["optimizer.lr=3"], "but got optimizer.lr"),
+        (["data.kwargs.num_val=2", "seed=3"], "but got seed"),
+        (["method.alpha=0"], "but got method.alpha"),
         (["data.kwargs"], "must have the form key=value"),
     ],
 )
 def test_evaluating_on_what_does_not_fit_is_told(unbroken: tuple[Path, Result], overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate(unbroken[0], overrides=overrides)
+
+
+def test_what_changes_no_weights_may_be_given(unbroken: tuple[Path, Result]) -> None:
+    plain = evaluate(unbroken[0], overrides=["compute.channels_last=off"])
+    assert plain["val/miou"] == pytest.approx(unbroken[1].metrics["val/miou"])
+    smooth = evaluate(unbroken[0], overrides=["output_loss.label_smoothing=0.5"])
+    assert smooth["val/miou"] == unbroken[1].metrics["val/miou"]
+    assert smooth["val/loss"] > plain["val/loss"]
+
+
+def test_a_model_whose_code_has_changed_since_is_told_with_what_is_missing(unbroken: tuple[Path, Result], tmp_path: Path) -> None:
+    state = checkpoint.load(unbroken[0])
+    state["net"] = {key.replace("backbone.head", "backbone.tail"): value for key, value in state["net"].items()}
+    checkpoint.save(tmp_path, state)
+    with pytest.raises(ConfigError, match=r"must be the one that was trained, but: .*Missing .*head.weight.*Unexpected .*tail.weight"):
+        evaluate(tmp_path)
 
 
 def test_an_unknown_split_is_told(unbroken: tuple[Path, Result]) -> None:

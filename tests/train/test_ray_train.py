@@ -1,6 +1,7 @@
 """Two Ray Train workers (gloo) of a Ray that is started once."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_a_folder_that_holds_a_training_is_refused_before_any_worker_starts(trai
 @pytest.mark.parametrize(
     ("settings", "workers", "message"),
     [
-        ({"optimizer__batch_size": 64}, 64, "the cluster must have 64 CPUs for 64 workers, but has 2; lower --workers"),
+        ({"optimizer__batch_size": 64, "data__kwargs": {"count": 64}}, 64, "must have 64 CPUs for 64 workers, but has 2; lower --workers"),
         ({}, 3, "must be a multiple of the 3 workers, but got 4"),
         ({}, 0, "`workers >= 1` must hold, but got 0"),
         ({"compute__device": "cuda"}, 2, "`compute.device` must be a device of the cluster, but got 'cuda'"),
@@ -66,10 +67,41 @@ def test_what_can_never_run_is_refused_at_once(own_ray: None, tmp_path: Path, se
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"data__kwargs": {"count": 7}, "optimizer__batch_size": 8},
+            "the number of training samples.* must be a multiple of the 2 workers, but got 7",
+        ),
+        ({"data": {"kind": "camvid", "root": "no/such/folder"}}, "`data.root` must be CamVid's folder, but no/such/folder is no folder"),
+        ({"data__kwargs": {"has_val": False}}, r"load\('val'\) of 'tests.train.toys:Bands' must work, but: RuntimeError: val must stay unseen"),
+        ({"model__kwargs": {"dropout": 7.0}}, "model: 'tests.train.toys:Tiny' must work, but: ValueError: dropout probability"),
+        ({"method__loss": ["dice", "brier", "dice"]}, "data, model and method must fit, but: `loss` must hold one loss a tap, but got 3 losses"),
+    ],
+)
+def test_data_and_model_are_tried_before_ray_is_asked(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "nowhere:1")  # to ask would fail in another way
+        patch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(ValueError, match=message):
+            train_distributed(toy_run(**settings), workers=2, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_mistake_that_only_workers_can_see_is_told_and_not_retried(own_ray: None, tmp_path: Path) -> None:
-    run = toy_run(data__kwargs={"count": 7}, optimizer__batch_size=8)
-    with pytest.raises(ConfigError, match="the number of training samples.* must be a multiple of the 2 workers, but got 7"):
+    log = tmp_path / "asked"
+    run = toy_run(data={"import": "tests.train.toys:HereOnly", "pid": os.getpid(), "log": str(log)})
+    with pytest.raises(ConfigError, match=r"load\('train'\) of 'tests.train.toys:HereOnly' must work, but: FileNotFoundError: no such folder"):
+        train_distributed(run, workers=2, output=tmp_path / "run")
+    assert 1 <= len(log.read_text().splitlines()) <= 2, "once a worker"
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_is_told_as_such_and_not_retried(own_ray: None, tmp_path: Path) -> None:
+    run = toy_run(optimizer__lr=1e30, optimizer__batch_size=8, optimizer__warmup_epochs=0)
+    with pytest.raises(FloatingPointError, match="val/loss must be finite, but got .* after epoch 1"):
         train_distributed(run, workers=2, output=tmp_path / "run")
 
 

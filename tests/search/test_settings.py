@@ -1,0 +1,74 @@
+from typing import Any
+
+import pytest
+
+from imachsr.config.load import dump_yaml, make_run, parse_yaml, run_to_dict
+from imachsr.config.schema import ConfigError, Run
+from imachsr.search.settings import Setting, settings
+from imachsr.search.space import Search, make_search, search_to_dict
+
+
+def leaves(tree: Any, above: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree and not above.startswith("run."):
+        return {key: value for name, part in tree.items() for key, value in leaves(part, f"{above}{name}.").items()}
+    return {above.rstrip("."): tree}
+
+
+def of(name: str) -> dict[str, Setting]:
+    return {each.key: each for each in settings() if each.of == name and (not each.only_with or "import" not in each.only_with)}
+
+
+@pytest.mark.parametrize(("name", "plain"), [("run", run_to_dict(Run())), ("search", search_to_dict(Search()))])
+def test_every_setting_is_listed_with_its_default(name: str, plain: dict[str, Any]) -> None:
+    listed = of(name)
+    found = {key.removesuffix(".kind") if key.removesuffix(".kind") in listed else key: value for key, value in leaves(plain).items()}
+    for key, value in found.items():
+        if key in ("arms", "run", "space"):
+            continue
+        # As YAML reads it, since that is where it is written.
+        assert parse_yaml(listed[key].default) == parse_yaml(dump_yaml(value)), key
+
+
+def test_the_list_knows_kinds_bounds_units_and_what_must_be_given() -> None:
+    found = {(each.key, each.only_with): each for each in settings()}
+    assert found["optimizer.epochs", ()].values == "integer >= 1"
+    assert found["optimizer.grad_clip", ()].values == "number > 0, or null"
+    assert found["method.loss.temperature", ("infonce", "prototype")].default == "0.1"
+    assert found["data.root", ("camvid",)].default == "must be given"
+    assert found["compute.device", ()].values == "auto, cpu, cuda"
+    assert found["method.entropy", ()].values == "channel, channel_norm, or null"
+    assert "pixels" in found["data.size", ("scenes", "camvid", "folder")].meaning
+    assert found["budget.gpus_per_trial", ()].meaning == "GPUs, >= 0; fractions share one."
+
+
+def test_what_is_listed_can_be_set() -> None:
+    """A key that the schema does not know would be refused."""
+    for each in of("run").values():
+        kind = each.only_with[0] if each.only_with else None
+        part = each.key.rpartition(".")[0]
+        if each.default not in ("must be given", '""') and (kind in (None, "scenes", "smp", "prototype", "cross_entropy", "resolution")):
+            make_run({}, {**({f"{part}.kind": kind} if kind else {}), each.key: parse_yaml(each.default)})
+    for each in of("search").values():
+        if each.key not in ("arms", "run", "space"):
+            tree: Any = parse_yaml(each.default)
+            for name in reversed(each.key.split(".")):
+                tree = {name: tree}
+            make_search({"space": {"method.alpha": {"float": [0.1, 1]}}, **tree})
+
+
+@pytest.mark.parametrize(
+    ("prefix", "count"),
+    [("optimizer", 6), ("run.optimizer", 6), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 6), ("run.budget", None), ("optim", None)],
+)
+def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
+    if count is None:
+        with pytest.raises(ConfigError, match=f"but got '{prefix}'; "):
+            settings(prefix)
+        return
+    assert len(settings(prefix)) == count
+    assert all(each.key.startswith(prefix.removeprefix("run.")) for each in settings(prefix))
+
+
+def test_a_slip_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="nearest: 'optimizer'"):
+        settings("optimiser")
