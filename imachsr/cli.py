@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -476,6 +477,13 @@ def main() -> None:
         if os.environ.get("IMACHSR_TRACEBACK"):
             raise
         people.print(f"failed: {error}", soft_wrap=True, style="red")
+        people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
+        raise SystemExit(1) from None
+    except Exception as error:  # the user's own model, loss or data set may raise anything
+        if os.environ.get("IMACHSR_TRACEBACK"):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        people.print(f"failed: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})", soft_wrap=True, style="red")
         people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
         raise SystemExit(1) from None
     except SystemExit as ending:

@@ -641,6 +641,21 @@ def test_a_training_that_fails_is_exit_code_1(run: Cli, tmp_path: Path) -> None:
     assert "Traceback" not in ran.err
 
 
+def test_a_loss_of_the_users_that_raises_while_training_is_told_with_its_line(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(
+        "calls = []\n"
+        "def loss(output, labels, ignore_index):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 1:\n"
+        "        raise KeyError('second step')\n"
+        "    return output.mean()\n"
+    )
+    ran = run("train", SCENES, *SMALL, "output_loss.import=raising:loss", "--output", "out", "--wandb", "disabled")
+    assert (ran.code, ran.out) == (1, "")
+    assert "failed: KeyError: 'second step' (raising.py:5)" in ran.err
+    assert "Traceback" not in ran.err
+
+
 # Interrupts, in processes of their own
 
 
