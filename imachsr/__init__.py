@@ -1,36 +1,108 @@
 """Intermediate supervision for any PyTorch segmentation model."""
 
-from imachsr.core.entropy import ChannelEntropy, ChannelNormEntropy
-from imachsr.core.layers import trace
-from imachsr.core.losses import Brier, Dice, Hsic, InfoNCE, MiVariational, Prototype
+from imachsr.core.entropy import AdapterEntropy, ChannelEntropy, ChannelNormEntropy, MarginalEntropy, Renyi2Entropy, SpatialEntropy
+from imachsr.core.labels import SideLabels
+from imachsr.core.layers import Trace, trace
+from imachsr.core.losses import (
+    Affinity,
+    BinaryCrossEntropy,
+    Boundary,
+    Brier,
+    DepthRule,
+    Dice,
+    Focal,
+    Hsic,
+    InfoNCE,
+    JensenShannon,
+    Lovasz,
+    MiVariational,
+    Presence,
+    Prototype,
+    RegionMutualInformation,
+    SoftCrossEntropy,
+    Synergy,
+    Tversky,
+)
 from imachsr.core.output import CrossEntropy, Ohem, OutputDice
-from imachsr.core.selection import AutoStandard, DepthStandard, ExplicitStandard, ResolutionStandard, StageStandard
+from imachsr.core.schedules import Constant, Cosine, Linear, StopAt, Warmup
+from imachsr.core.selection import (
+    AttentionStandard,
+    AutoStandard,
+    BottleneckStandard,
+    DepthStandard,
+    EntropyStandard,
+    ExplicitStandard,
+    FlopsStandard,
+    FusionStandard,
+    GradientStandard,
+    ParamsStandard,
+    ProbeStandard,
+    ReceptiveFieldStandard,
+    ResolutionStandard,
+    StageStandard,
+    UnionStandard,
+    WidthStandard,
+)
 from imachsr.core.types import IGNORE_INDEX, LayerInfo, Losses, Tap
 from imachsr.core.wrapper import IMacHSR
 from imachsr.version import __version__
 
 __all__ = [
-    "IGNORE_INDEX",
+    "AdapterEntropy",
+    "Affinity",
+    "AttentionStandard",
     "AutoStandard",
+    "BinaryCrossEntropy",
+    "BottleneckStandard",
+    "Boundary",
     "Brier",
     "ChannelEntropy",
     "ChannelNormEntropy",
+    "Constant",
+    "Cosine",
     "CrossEntropy",
+    "DepthRule",
     "DepthStandard",
     "Dice",
+    "EntropyStandard",
     "ExplicitStandard",
+    "FlopsStandard",
+    "Focal",
+    "FusionStandard",
+    "GradientStandard",
     "Hsic",
+    "IGNORE_INDEX",
     "IMacHSR",
     "InfoNCE",
+    "JensenShannon",
     "LayerInfo",
+    "Linear",
     "Losses",
+    "Lovasz",
+    "MarginalEntropy",
     "MiVariational",
     "Ohem",
     "OutputDice",
+    "ParamsStandard",
+    "Presence",
+    "ProbeStandard",
     "Prototype",
+    "ReceptiveFieldStandard",
+    "RegionMutualInformation",
+    "Renyi2Entropy",
     "ResolutionStandard",
+    "SideLabels",
+    "SoftCrossEntropy",
+    "SpatialEntropy",
     "StageStandard",
+    "StopAt",
+    "Synergy",
     "Tap",
+    "Trace",
+    "Tversky",
+    "UnionStandard",
+    "Warmup",
+    "WidthStandard",
     "__version__",
     "trace",
 ]

@@ -1,4 +1,4 @@
-"""The command line: layers, settings, train, search, report, export, evaluate, doctor."""
+"""The command line: layers, settings, train, search, report, export, evaluate, audit, doctor."""
 
 import contextlib
 import dataclasses
@@ -156,7 +156,10 @@ def layers(
     ] = None,
     standard: Annotated[
         str | None,
-        typer.Option(help="Rule that chooses: auto, resolution, stage, depth, or explicit (layers: method.standard.layers).", show_default="auto"),
+        typer.Option(
+            help="Rule that chooses, such as auto, resolution, flops or explicit (method.standard.layers); an unknown one lists all.",
+            show_default="auto",
+        ),
     ] = None,
     max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="3")] = None,
     placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
@@ -167,10 +170,13 @@ def layers(
     classes: Annotated[int | None, typer.Option(help="Number of classes, >= 2.", min=2, show_default="that of the data")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a model's candidate layers, and those that a standard chooses (no data needed)."""
+    """Show a model's candidate layers, and those that a standard chooses.
+
+    Data are read only by the standards that look at them (gradient, entropy, probe).
+    """
     import torch
 
-    from imachsr.config.build import build_model, selection_standard
+    from imachsr.config.build import build_model, calibrate, selection_standard
     from imachsr.config.load import load_run, make_run, parse_overrides, run_to_dict
     from imachsr.core.layers import trace
     from imachsr.core.selection import select
@@ -191,8 +197,9 @@ def layers(
     pixels: Any = size or getattr(run.data, "size", (96, 128))
     check_size(pixels)
     classes = classes or (11 if run.data.kind == "import" else run.data.num_classes)
-    traced = trace(build_model(run, classes), torch.randn(2, 3, *pixels))
-    taps = select(selection_standard(run), traced)
+    model = build_model(run, classes)
+    traced = trace(model, torch.randn(2, 3, *pixels))
+    taps = select(selection_standard(run), traced, calibrate(run, model, classes))
     if as_json:
         found = [{**dataclasses.asdict(tap.layer), "reason": tap.reason} for tap in taps]
         candidates = [dataclasses.asdict(layer) for layer in traced.layers]
@@ -431,6 +438,39 @@ def evaluate(
         table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:.2f} %")
     plain.print(table)
     return None
+
+
+@app.command()
+def audit(
+    draws: Annotated[int, typer.Option(help="Random draws, >= 2.", min=2)] = 40,
+    threshold: Annotated[float, typer.Option(help="Smallest cosine to show, in [-1, 1].", min=-1, max=1)] = 0.8,
+    as_json: Json = False,
+) -> None:
+    """Compare the gradients of all losses: those that point the same way train the same thing, whatever their names.
+
+    Exit code 1 when two equivalent losses declare different families.
+    """
+    import torch
+
+    from imachsr.core.audit import EQUIVALENT
+    from imachsr.core.audit import audit as compare
+
+    torch.set_num_threads(1)  # the tensors are tiny
+    angles = sorted(compare(draws=draws), key=lambda angle: -angle.cosine)
+    wrong = [angle for angle in angles if not angle.is_honest]
+    if as_json:
+        _print_json([{**dataclasses.asdict(angle), "equivalent": angle.is_equivalent, "honest": angle.is_honest} for angle in angles])
+    else:
+        table = Table("loss", "loss", "gradient cosine", "spread", "family", "verdict")
+        for angle in angles:
+            if angle.cosine >= threshold:
+                family = "same" if angle.same_family else "different"
+                verdict = ("equivalent" if angle.is_equivalent else "differs") + ("" if angle.is_honest else ": family is wrong")
+                table.add_row(angle.first, angle.second, f"{angle.cosine:.4f}", f"{angle.spread:.3f}", family, verdict)
+        plain.print(table)
+        plain.print(f"equivalent from a mean cosine of {EQUIVALENT} over {draws} draws; {len(angles)} pairs, {len(wrong)} with a wrong family")
+    if wrong:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import typer.main
 
 from imachsr import cli
 from imachsr.config import load_run
+from imachsr.core.losses import MiVariational, SideLoss
 from tests.report.folders import BASELINE, make, trial
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +29,7 @@ SEARCH = [
     "selection.blocks=2",
     "selection.guard=0",
 ]
-COMMANDS = ["layers", "settings", "train", "search", "report", "export", "evaluate", "doctor"]
+COMMANDS = ["layers", "settings", "train", "search", "report", "export", "evaluate", "audit", "doctor"]
 
 
 class Ran(NamedTuple):
@@ -214,6 +215,87 @@ def test_layers_takes_a_users_own_model(run: Cli, tmp_path: Path) -> None:
     ran = run("layers", "model.import=mine:make", "model.width=5", "--classes", 4, "--max-taps", 1, "--json")
     assert ran.code == 0, ran.err
     assert {layer["channels"] for layer in json.loads(ran.out)["candidates"]} >= {5, 8}
+
+
+FEW = ["data.num_train=4", "data.size=[32,32]", "optimizer.batch_size=2", "model.encoder=tu-mobilenetv3_small_100"]
+
+
+@pytest.mark.parametrize(
+    ("standard", "words"),
+    [
+        ("gradient", r"gradient: \|dL/dh\| / \|h\| is [\d.e-]+, "),
+        ("entropy", r"entropy: H / log C is 0\.\d+, rank [123] of \d+"),
+    ],
+)
+def test_layers_looks_at_the_runs_data_where_the_standard_does(standard: str, words: str, run: Cli) -> None:
+    first, again = (run("layers", "--standard", standard, *FEW, "--json") for _ in range(2))
+    assert (first.code, first.err) == (0, "")
+    assert first == again
+    found = json.loads(first.out)
+    assert len(found["taps"]) == 3
+    assert all(re.match(words, layer["reason"]) for layer in found["chosen"])
+    other = json.loads(run("layers", "--standard", standard, *FEW, "data.seed=5", "--json").out)
+    assert [layer["reason"] for layer in other["chosen"]] != [layer["reason"] for layer in found["chosen"]]
+
+
+def test_layers_reads_no_data_that_it_does_not_need(run: Cli) -> None:
+    nowhere = ["data={kind: camvid, root: nowhere}", "--size", 32, 32]
+    assert run("layers", "--standard", "flops", *nowhere).code == 0
+    assert "nowhere" in one_error(run("layers", "--standard", "entropy", *nowhere))
+
+
+@pytest.mark.parametrize("standard", ["bottleneck", "fusion", "width", "flops", "params", "receptive_field"])
+def test_layers_says_why_with_numbers(standard: str, run: Cli) -> None:
+    found = json.loads(run("layers", "--standard", standard, "--json").out)
+    assert found["taps"]
+    for layer in found["chosen"]:
+        assert layer["reason"].startswith(standard.replace("_", " "))
+        assert standard == "fusion" or re.search(r"\d", layer["reason"])
+    by_address = {layer["address"]: layer for layer in found["candidates"]}
+    spent = [by_address[name]["flops"] for name in by_address]
+    assert spent == sorted(spent)
+
+
+def test_layers_without_the_site_that_a_standard_looks_for_is_one_error(run: Cli) -> None:
+    wording = one_error(run("layers", "--standard", "attention"))
+    assert wording == "`standard` must choose at least one layer, but 'attention' chose none; take auto or depth"
+
+
+# audit
+
+
+def test_audit_gives_every_pair_once_and_finds_cross_entropy_again(run: Cli) -> None:
+    ran = run("audit", "--draws", 4, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    names = {*(pair["first"] for pair in found), *(pair["second"] for pair in found)}
+    assert names == {"cross_entropy (output)", *(member.kind for member in get_args(SideLoss))}
+    assert len(found) == len(names) * (len(names) - 1) // 2 == len({frozenset((pair["first"], pair["second"])) for pair in found})
+    assert [pair["cosine"] for pair in found] == sorted((pair["cosine"] for pair in found), reverse=True)
+    assert all(pair["honest"] for pair in found)
+    same = next(pair for pair in found if {pair["first"], pair["second"]} == {"cross_entropy (output)", "mi_variational"})
+    assert same["cosine"] == pytest.approx(1, abs=1e-6)
+    assert same["equivalent"]
+    assert same["same_family"]
+
+
+def test_audit_shows_people_the_pairs_above_the_threshold(run: Cli) -> None:
+    found = json.loads(run("audit", "--draws", 4, "--json").out)
+    ran = run("audit", "--draws", 4, "--threshold", 0.9)
+    assert ran.code == 0
+    rows = [line for line in ran.out.splitlines() if line.startswith("│")]
+    assert len(rows) == sum(pair["cosine"] >= 0.9 for pair in found)
+    assert f"over 4 draws; {len(found)} pairs, 0 with a wrong family" in unboxed(ran.out)
+    assert "equivalent" in ran.out
+
+
+def test_audit_of_a_wrong_family_is_exit_code_1(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MiVariational, "family", "something else")
+    ran = run("audit", "--draws", 2, "--json")
+    assert ran.code == 1
+    wrong = [{pair["first"], pair["second"]} for pair in json.loads(ran.out) if not pair["honest"]]
+    assert {"cross_entropy (output)", "mi_variational"} in wrong
+    assert "family is wrong" in unboxed(run("audit", "--draws", 2).out)
 
 
 @pytest.mark.parametrize("kind", ["run", "search"])
@@ -604,6 +686,8 @@ def test_a_mistake_is_one_message(args: list[object], wording: str, run: Cli, tm
         (["layers", "--max-taps", "many"], "Invalid value for '--max-taps'"),
         (["layers", "--size", "64"], "--size"),
         (["layers", "--classes", "1"], "greater than or equal to 2"),
+        (["audit", "--draws", "1"], "greater than or equal to 2"),
+        (["audit", "--threshold", "2"], "less than or equal to 1"),
         (["train", SCENES, "--workers", "-1"], "greater than or equal to 0"),
     ],
 )

@@ -6,11 +6,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from imachsr.config.load import make_run
+from imachsr.core.entropy import Regularizer
+from imachsr.core.losses import SideLoss, parse_side_loss
+from imachsr.core.schedules import Profile, Schedule
+from imachsr.core.selection import Standard
 from tests.launch.commands import check_settings, parse
 
 ROOT = Path(__file__).parent.parent
@@ -128,20 +133,43 @@ def test_the_table_of_one_batch_names_files_in_the_order_in_which_they_are_used(
     assert all((ROOT / name).is_file() for name in named)
 
 
-def test_every_choice_in_the_tables_can_be_chosen() -> None:
-    table = README.partition("| standard | takes |")[2].partition("\n\n")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    standards = re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))
-    losses = re.findall(r"`(\w+)`", " ".join(row[3] for row in rows))
-    assert len(standards) == 5
-    assert len(losses) == 6
-    for standard in standards:
-        given = {"kind": standard, "layers": ["x"]} if standard == "explicit" else standard
-        assert make_run({"method": {"standard": given}}).method.standard.kind == standard
-    for loss in losses:
-        assert make_run({"method": {"loss": loss}}).method.loss.kind == loss  # type: ignore[union-attr]
-    for entropy in re.findall(r"regularizers \(`(\w+)`[^;]*; `(\w+)`", README)[0]:
-        assert make_run({"method": {"entropy": entropy}}).method.entropy.kind == entropy  # type: ignore[union-attr]
+def rows_of(head: str) -> list[list[str]]:
+    table = README.partition(f"| {head} |")[2].partition("\n\n")[0]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize(("head", "union"), [("standard", Standard), ("loss", SideLoss), ("entropy", Regularizer)])
+def test_the_tables_list_all_that_can_be_chosen(head: str, union: Any) -> None:
+    assert sorted(row[0] for row in rows_of(head)) == sorted(member.kind for member in get_args(union))
+
+
+def test_the_tables_say_what_the_code_does() -> None:
+    for kind, family, *_ in rows_of("loss"):
+        assert parse_side_loss(kind).family == family
+    for kind, _, given, _ in rows_of("loss"):
+        assert (given == "class probabilities") == bool(getattr(parse_side_loss(kind), "gives_scores", False)), kind
+    for kind, _, falls_back in rows_of("standard"):
+        if falls_back and falls_back != "error":
+            member = next(member for member in get_args(Standard) if member.kind == kind)
+            assert f"Falls back to {falls_back}" in member.__doc__ or f"falls back to {falls_back}" in member.__doc__, kind
+
+
+def test_names_of_profiles_and_schedules_are_right() -> None:
+    section = README.partition("### Weights")[2].partition("\n### ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert named >= {*get_args(Profile), *(member.kind for member in get_args(Schedule))}
+
+
+def test_the_defaults_that_are_named_are_those() -> None:
+    method = make_run({}).method
+    (line,) = [line for line in README.splitlines() if line.startswith("* **Begin with the defaults**")]
+    assert re.findall(r"`([^`]+)`", line)[:5] == [
+        method.standard.kind,
+        method.loss.kind,
+        method.entropy.kind if method.entropy else "null",
+        f"alpha={method.alpha}",
+        f"beta={method.beta}",
+    ]
 
 
 def test_claims_about_cluster_commands_name_what_the_script_takes() -> None:

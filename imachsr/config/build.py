@@ -1,7 +1,7 @@
 """The only factory: objects from a checked run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
 from typing import Any
 
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from imachsr.config.schema import ConfigError, ImportedPart, Run
-from imachsr.core.losses import AnySideLoss
+from imachsr.config.schema import ByDepth, ConfigError, ImportedPart, Run
+from imachsr.core.calibration import Calibration
+from imachsr.core.losses import AnySideLoss, DepthRule
 from imachsr.core.output import logits_of
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.core.wrapper import IMacHSR
+from imachsr.data.samples import Samples
+from imachsr.data.transforms import normalize
 from imachsr.importing import call_object, check_arguments, import_object, reason
 
 
@@ -32,10 +35,17 @@ def build_model(run: Run, num_classes: int) -> nn.Module:
             raise ConfigError(f"model: {error}") from error
 
 
-def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
+def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Samples | None = None, steps_per_epoch: int | None = None) -> IMacHSR:
     """Backbone, taps, adapters and losses, on the CPU.
 
     The weights of the backbone do not depend on the method: every arm of a search starts from the same.
+
+    Args:
+        run: All settings.
+        num_classes: K.
+        size: (H, W) of the images.
+        samples: For a standard that looks at data.
+        steps_per_epoch: For a schedule that changes.
 
     Raises:
         ConfigError: If the model and the method do not fit; the message says how.
@@ -43,8 +53,6 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
     model = build_model(run, num_classes)
     example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(run.seed))
     method = run.method
-    losses = method.loss if isinstance(method.loss, tuple) else (method.loss,)
-    made: list[Any] = [_side_loss(loss) if method.alpha > 0 else loss for loss in losses]
     standard, of_output = selection_standard(run), output_loss(run)
     try:
         _check_output(model, example, num_classes)
@@ -53,16 +61,21 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int]) -> IMacHSR:
             example=example,
             num_classes=num_classes,
             standard=standard,
-            loss=made if isinstance(method.loss, tuple) else made[0],
+            loss=_side_losses(method.loss) if method.alpha > 0 else "prototype",
             alpha=method.alpha,
             entropy=method.entropy,
             beta=method.beta,
             output_loss=of_output,
             heterogeneity=method.heterogeneity,
+            profile=method.profile,
+            schedule=method.schedule,
+            total_steps=run.optimizer.epochs * steps_per_epoch if steps_per_epoch else None,
+            grad_ratio=method.grad_ratio,
+            calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size),
             seed=run.seed,
         )
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        paths = [part.path for part in (run.model, run.method.standard, *losses) if part.kind == "import"]
+        paths = [part.path for part in (run.model, run.method.standard, *_parts(method.loss)) if part.kind == "import"]
         raise ConfigError(f"data, model and method must fit, but: {reason(error, *paths)}") from error
 
 
@@ -94,6 +107,40 @@ def _called(key: str, part: Any, positional: int, always: dict[str, Any]) -> Any
         raise ConfigError(f"{key}: {error}") from error
     # With the function's attributes, since `family` says what it differs from.
     return update_wrapper(partial(found, **part.kwargs), found) if part.kwargs else found
+
+
+class _Batches:
+    """Normalised batches in the samples' order, not augmented; loaded when they are asked for."""
+
+    def __init__(self, load: Callable[[], Samples], batch_size: int) -> None:
+        self._load, self._batch_size = load, batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        samples = self._load()
+        for start in range(0, len(samples), self._batch_size):
+            index = torch.arange(start, min(start + self._batch_size, len(samples)))
+            yield normalize(samples.images[index]), samples.labels[index].long()
+
+
+def calibrate(run: Run, model: nn.Module, num_classes: int) -> Calibration:
+    """The run's training data for standards that look at data; loaded when one does."""
+    batches = _Batches(lambda: run.data.load("train"), run.optimizer.batch_size)
+    return Calibration(model, batches, num_classes, IGNORE_INDEX, seed=run.seed)
+
+
+def _parts(loss: Any) -> tuple[Any, ...]:
+    """The settings of all side losses."""
+    if isinstance(loss, ByDepth):
+        return (loss.early, loss.late)
+    return loss if isinstance(loss, tuple) else (loss,)
+
+
+def _side_losses(part: Any) -> Any:
+    if isinstance(part, tuple):
+        return [_side_loss(loss) for loss in part]
+    if isinstance(part, ByDepth):
+        return DepthRule(early=_side_loss(part.early), late=_side_loss(part.late), share=part.share)
+    return _side_loss(part)
 
 
 def _side_loss(part: Any) -> Any:

@@ -1,17 +1,18 @@
 """The settings of one training run, checked."""
 
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from imachsr.core.entropy import ChannelNormEntropy, Regularizer
 from imachsr.core.losses import Prototype, SideLoss
+from imachsr.core.losses.union import ALIASES
 from imachsr.core.objective import Heterogeneity
 from imachsr.core.output import CrossEntropy, OutputLoss
+from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import AutoStandard, Standard
 from imachsr.data import DatasetSpec, Scenes
 from imachsr.data.transforms import Augment
@@ -69,6 +70,9 @@ def _member(union: Any) -> BeforeValidator:
         if not isinstance(value, Mapping):
             return value
         kind = value.get("kind")
+        if isinstance(kind, str) and ALIASES.get(kind) in members:
+            kind = ALIASES[kind]
+            value = {**value, "kind": kind}
         if not isinstance(kind, str) or kind not in members:
             raise ValueError(f"`kind` must be one of {', '.join(map(str, members))}, but got {kind!r}; {near(kind, list(map(str, members)))}")
         known = [f.name for f in fields(members[kind])]
@@ -84,18 +88,43 @@ _StandardSpec = Annotated[Standard | ImportedPart, Field(discriminator="kind"), 
 _SideLossSpec = Annotated[SideLoss | ImportedPart, Field(discriminator="kind"), _member(SideLoss | ImportedPart)]
 _EntropySpec = Annotated[Regularizer, Field(discriminator="kind"), _member(Regularizer)]
 _OutputLossSpec = Annotated[OutputLoss | ImportedPart, Field(discriminator="kind"), _member(OutputLoss | ImportedPart)]
+_ScheduleSpec = Annotated[Schedule, Field(discriminator="kind"), _member(Schedule)]
 _ModelSpec = Annotated[ModelSpec, Field(discriminator="kind"), _member(ModelSpec)]
 _DatasetSpec = Annotated[DatasetSpec, Field(discriminator="kind"), _member(DatasetSpec)]
 
 
-_LossesSpec = Annotated[
-    Annotated[_SideLossSpec, Tag("one")] | Annotated[tuple[_SideLossSpec, ...], Field(min_length=1), Tag("each")],
-    Discriminator(lambda value: "each" if isinstance(value, (list, tuple)) else "one"),
-]
-
-
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class ByDepth(_Settings):
+    """One side loss for the first taps in execution order, and another for the rest.
+
+    Attributes:
+        early: Of the first ``share`` of the taps, rounded down, but at least one.
+        late: Of the others.
+        share: In (0, 1).
+    """
+
+    kind: Literal["by_depth"] = "by_depth"
+    early: _SideLossSpec
+    late: _SideLossSpec
+    share: float = Field(0.5, gt=0, lt=1)
+
+
+def _losses_tag(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "each"
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "by_depth" if kind == "by_depth" else "one"
+
+
+_LossesSpec = Annotated[
+    Annotated[_SideLossSpec, Tag("one")]
+    | Annotated[tuple[_SideLossSpec, ...], Field(min_length=1), Tag("each")]
+    | Annotated[ByDepth, Tag("by_depth")],
+    Discriminator(_losses_tag),
+]
 
 
 class Method(_Settings):
@@ -103,11 +132,14 @@ class Method(_Settings):
 
     Attributes:
         standard: Which layers.
-        loss: Side loss of all taps, or a list with one a tap.
+        loss: Side loss of all taps, a list with one a tap, or ``by_depth`` with an ``early`` and a ``late`` one.
         alpha: Total weight >= 0 of the side losses, shared by the taps.
         entropy: Regularizer of the tapped features, or null.
         beta: Total weight >= 0 of the entropy terms, shared by the taps.
         heterogeneity: strict, warn or off, about a side loss of the output loss's family.
+        profile: How the taps share alpha and beta: uniform, exp (2^-(M-m)) or linear_depth (m), in execution order.
+        schedule: Factor of both over the training: constant, warmup, linear, cosine or stop_at.
+        grad_ratio: Gradient of a side loss at its tap over that of everything else there, > 0, followed by the weights; null: fixed weights.
     """
 
     standard: _StandardSpec = AutoStandard()
@@ -116,6 +148,9 @@ class Method(_Settings):
     entropy: _EntropySpec | None = ChannelNormEntropy()
     beta: float = Field(0.01, ge=0, allow_inf_nan=False)
     heterogeneity: Heterogeneity = "warn"
+    profile: Profile = "uniform"
+    schedule: _ScheduleSpec = Constant()
+    grad_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class Optimizer(_Settings):
@@ -127,7 +162,7 @@ class Optimizer(_Settings):
         lr: Peak learning rate > 0.
         weight_decay: Decoupled, >= 0; not on biases and norms.
         warmup_epochs: Length of the warm-up, >= 0.
-        grad_clip: Largest norm of the gradient, > 0, or null.
+        grad_clip: Largest norm of the backbone's gradient, and of the adapters' by itself, > 0, or null.
     """
 
     epochs: int = Field(30, ge=1)
@@ -214,9 +249,16 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
 
 def _keys(model: Any, path: list[str]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        inner = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-        model = next((c for c in inner if isinstance(c, type) and (is_dataclass(c) or hasattr(c, "model_fields"))), None)
+        found = _classes(model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None)
+        # Of a union's dataclasses, the kind and the keys are checked before.
+        model = next((c for c in found if hasattr(c, "model_fields")), next(iter(found), None))
     if is_dataclass(model):
         return [f.name for f in fields(model)]
     return list(getattr(model, "model_fields", {}))
+
+
+def _classes(annotation: Any) -> list[Any]:
+    """Classes with fields anywhere in an annotation."""
+    if isinstance(annotation, type) and (is_dataclass(annotation) or hasattr(annotation, "model_fields")):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _classes(inner)]

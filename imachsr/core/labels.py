@@ -1,35 +1,68 @@
-"""Labels at the resolution of a tap."""
+"""Labels at the resolution of a tap.
 
-from dataclasses import dataclass
+The tap's h x w cells share the label map's H x W pixels out: pixel (y, x) belongs to cell (floor(y h / H), floor(x w / W)) and to no other. A
+tap finer than its labels sees each label several times: cell i reads pixel floor(i H / h). The same holds along the depth of volumes.
+"""
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from imachsr.core.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class SideLabels:
-    """Labels brought to one tap's (h, w).
+    """What a side loss compares with: labels brought to one tap's (h, w).
 
     Attributes:
         hard: Majority class of the valid pixels, int64 ``[B, h, w]``; -1 where fewer than half of the pixels are valid.
-        soft: Class shares among the valid pixels (area average), float32 ``[B, K, h, w]``; 0 where none is valid.
-        valid: Share of valid pixels in [0, 1], float32 ``[B, h, w]``.
+        soft: Class shares among the valid pixels (area average), float ``[B, K, h, w]``; 0 where none is valid.
+        valid: Share of valid pixels in [0, 1], float ``[B, h, w]``.
+        is_dense: Whether labels are given for pixels; False for one label an image, where h = w = 1.
+        draw: Number of this random draw, int64 scalar; see :func:`imachsr.core.losses.protocol.sample`.
+        output: Detached scores of the model's own output at (h, w), float ``[B, K, h, w]``; only for losses that ask for it.
+        ranks: The processes that share the batch.
 
     """
 
     hard: Tensor
     soft: Tensor
     valid: Tensor
+    is_dense: bool = True
+    draw: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    output: Tensor | None = None
+    ranks: Ranks = Ranks()
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.soft.shape[1]
+
+    def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean of ``[B, h, w]`` values over the valid pixels of all ranks; a zero that is connected to them when there are none.
+
+        Args:
+            values: One a pixel.
+            weight: Instead of ``valid``, >= 0.
+
+        """
+        weight = self.valid if weight is None else weight
+        count = self.ranks.mean(weight.sum())
+        return (values * weight).sum() / torch.where(count > 0, count, 1)
 
 
 class TapLabels:
     """One batch of labels, checked once and cached per tap size.
 
     Args:
-        labels: int64 ``[B, H, W]``, classes 0..K-1 or ``ignore_index``.
+        labels: int64 ``[B, H, W]``, ``[B, D, H, W]`` or ``[B]``, classes 0..K-1 or ``ignore_index``.
         num_classes: K, >= 2.
         ignore_index: Label of pixels that do not count.
+        draw: See :class:`SideLabels`.
+        ranks: See :class:`SideLabels`.
+        is_checked: Look at every value; costs a synchronisation on a GPU.
 
     Raises:
         TypeError: If the labels are not int64.
@@ -37,33 +70,69 @@ class TapLabels:
 
     """
 
-    def __init__(self, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    def __init__(
+        self, labels: Tensor, num_classes: int, ignore_index: int, *, draw: Tensor | None = None, ranks: Ranks | None = None, is_checked: bool = True
+    ) -> None:
         if labels.dtype != torch.int64:
             raise TypeError(f"`labels` must be int64, but got {labels.dtype}; use labels.long()")
-        if labels.ndim != 3:
-            raise ValueError(f"`labels` must have shape [B, H, W], but got {tuple(labels.shape)}")
+        if labels.ndim not in (1, 3, 4):
+            raise ValueError(f"`labels` must have shape [B, H, W], [B, D, H, W] or [B] (one an image), but got {tuple(labels.shape)}")
         self._labels, self._num_classes = labels, num_classes
         self._is_valid = labels != ignore_index
-        wrong = self._is_valid & ((labels < 0) | (labels >= num_classes))
-        if bool(wrong.any()):
-            first = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"`labels` must be in 0..{num_classes - 1} or {ignore_index} (ignored), but got {int(labels[tuple(first)])} "
-                f"at [b, y, x] = {first}, and {int(wrong.sum())} such pixels in all"
-            )
+        self.is_dense = labels.ndim > 1
+        self._draw = torch.zeros((), dtype=torch.int64, device=labels.device) if draw is None else draw
+        self._ranks = ranks or Ranks()
+        if is_checked:
+            self._check(ignore_index)
         self._cache: dict[tuple[int, int], SideLabels] = {}
 
-    def at(self, size: tuple[int, int]) -> SideLabels:
-        """Labels at (h, w)."""
-        if size not in self._cache:
-            self._cache[size] = self._resized(size)
-        return self._cache[size]
+    def _check(self, ignore_index: int) -> None:
+        wrong = self._is_valid & ((self._labels < 0) | (self._labels >= self._num_classes))
+        if bool(wrong.any()):
+            first = wrong.nonzero()[0].tolist()
+            axes = {1: "[b]", 3: "[b, y, x]", 4: "[b, z, y, x]"}[self._labels.ndim]
+            raise ValueError(
+                f"`labels` must be in 0..{self._num_classes - 1} or {ignore_index} (ignored), but got {int(self._labels[tuple(first)])} "
+                f"at {axes} = {first}, and {int(wrong.sum())} such labels in all"
+            )
 
-    def _resized(self, size: tuple[int, int]) -> SideLabels:
-        clean = torch.where(self._is_valid, self._labels, 0)
-        one_hot = F.one_hot(clean, self._num_classes).permute(0, 3, 1, 2).float() * self._is_valid.unsqueeze(1)
-        shares = F.adaptive_avg_pool2d(one_hot, size)
-        valid = F.adaptive_avg_pool2d(self._is_valid.unsqueeze(1).float(), size).squeeze(1)  # the sum of the shares may round to below one half
-        soft = shares / valid.unsqueeze(1).clamp(min=1e-6)
-        hard = torch.where(valid >= 0.5, shares.argmax(1), -1)
-        return SideLabels(hard=hard, soft=soft, valid=valid)
+    def at(self, size: tuple[int, ...]) -> SideLabels:
+        """Labels at (h, w); at (d, h, w) with the slices below each other: (d h, w); at (1, 1), whatever is asked, for one label an image."""
+        if size not in self._cache:
+            self._cache[size] = self._resized(size)  # type: ignore[index]
+        return self._cache[size]  # type: ignore[index]
+
+    def _resized(self, size: tuple[int, ...]) -> SideLabels:
+        counts, pixels = self._counts(size if self.is_dense else (1, 1))
+        total = counts.sum(1)
+        valid = total / pixels
+        soft = counts / total.unsqueeze(1).clamp(min=1)
+        hard = torch.where(valid >= 0.5, counts.max(1).indices, -1)  # max is ten times as fast as argmax here
+        return SideLabels(hard=hard, soft=soft, valid=valid, is_dense=self.is_dense, draw=self._draw, ranks=self._ranks)
+
+    def _counts(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Valid pixels a class and cell, float32 ``[B, K, h, w]``, and all pixels a cell, ``[B, h, w]``."""
+        labels, is_valid = self._labels, self._is_valid
+        if not self.is_dense:
+            labels, is_valid = labels.view(-1, 1, 1), is_valid.view(-1, 1, 1)
+        given = labels.shape[1:]
+        if any(wanted > have for wanted, have in zip(size, given, strict=True)):  # a tap finer than its labels: repeat them
+            for axis, (wanted, have) in enumerate(zip(size, given, strict=True), start=1):
+                if wanted > have:
+                    source = torch.arange(wanted, device=labels.device) * have // wanted
+                    labels, is_valid = labels.index_select(axis, source), is_valid.index_select(axis, source)
+            given = labels.shape[1:]
+        cell = torch.zeros((1,) * len(given), dtype=torch.int64, device=labels.device)
+        for axis, (wanted, have) in enumerate(zip(size, given, strict=True)):
+            position = torch.arange(have, device=labels.device) * wanted // have
+            cell = cell * wanted + position.view([-1 if axis == a else 1 for a in range(len(given))])
+        cells = 1
+        for wanted in size:
+            cells *= wanted
+        # Ignored pixels are counted in a class of their own. Whole numbers: the order of the sum does not matter.
+        index = (torch.where(is_valid, labels, self._num_classes) * cells + cell).flatten(1)
+        counts = torch.zeros(len(labels), (self._num_classes + 1) * cells, device=labels.device)
+        counts.scatter_add_(1, index, torch.ones((), device=labels.device).expand_as(index))
+        shape = (len(labels), self._num_classes + 1, cells // size[-1], size[-1])
+        counts = counts.view(shape)
+        return counts[:, :-1], counts.sum(1)

@@ -2,19 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from imachsr.core.layout import extent, find_layout
 from imachsr.core.output import logits_of
-from imachsr.core.types import LayerInfo, Layout
+from imachsr.core.tracing import WIDER, Call, Recording, left_as_found, named_tensors, run, run_again
+from imachsr.core.types import LayerInfo, Layout, Site
 
-_WIDER = 32
-"""Pixels added to the width in the second trace; most encoders need a multiple of 32."""
 _SKIPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 
 
@@ -24,155 +23,22 @@ class Trace:
 
     Attributes:
         layers: Candidate layers in execution order.
+        sites: Attentions and fusions, in execution order.
+        flops: Of one sample's forward.
+        params: Parameters of the modules that were called.
         num_calls: Module calls seen, candidates or not.
-        input_size: (H, W) of the example.
+        input_size: (H, W) of the example, or (D, H, W).
         module_names: Every module name, for messages about unknown names.
 
     """
 
     layers: tuple[LayerInfo, ...]
+    sites: tuple[Site, ...]
+    flops: int
+    params: int
     num_calls: int
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
     module_names: tuple[str, ...]
-
-
-@dataclass
-class _Call:
-    name: str
-    nth: int
-    module: nn.Module
-    order: int
-    outputs: list[tuple[str | None, Tensor]]
-    versions: list[int]
-
-
-def named_tensors(output: Any) -> list[tuple[str | None, Tensor]]:
-    """Flatten a module's output to (key, tensor) pairs; the key of a bare tensor is None."""
-    if isinstance(output, Tensor):
-        return [(None, output)]
-    if isinstance(output, dict):
-        pairs = [(str(key), value) for key, value in output.items()]
-    elif isinstance(output, (tuple, list)):
-        pairs = [(str(index), value) for index, value in enumerate(output)]
-    elif hasattr(output, "__dataclass_fields__"):
-        pairs = [(name, getattr(output, name)) for name in output.__dataclass_fields__]
-    else:
-        return []
-    return [(key, value) for key, value in pairs if isinstance(value, Tensor)]
-
-
-@contextmanager
-def _left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore mode, buffers, gradients and random state, whatever the forward does to them."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, name, buffer, buffer.detach().clone()) for module in model.modules() for name, buffer in _own_buffers(module)]
-    devices = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for module, name, buffer, saved in buffers:
-                module._buffers[name] = buffer  # the forward may have assigned another tensor
-                if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
-
-
-def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
-
-
-def _run(model: nn.Module, images: Tensor) -> tuple[list[_Call], Any]:
-    torch.default_generator.manual_seed(0)  # a model that skips layers at random skips the same in every trace
-    calls: list[_Call] = []
-    counts: Counter[str] = Counter()
-    handles = []
-
-    def hook_of(name: str) -> Any:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            counts[name] += 1
-            outputs = named_tensors(output)
-            versions = [tensor._version for _, tensor in outputs]
-            calls.append(_Call(name, counts[name], module, len(calls), outputs, versions))
-
-        return hook
-
-    for name, module in model.named_modules():
-        if name:
-            handles.append(module.register_forward_hook(hook_of(name)))
-    try:
-        output = model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, output
-
-
-def _run_again(model: nn.Module, image: Tensor) -> list[_Call]:
-    """Calls with another batch size and, where the model takes it, wider images: the axes that grow are the batch and the width."""
-    try:
-        return _run(model, F.pad(image, (0, _WIDER)).repeat(3, 1, 1, 1))[0]
-    except Exception:  # a model of one input size says so in its own way
-        return _run(model, image.repeat(3, 1, 1, 1))[0]
-
-
-def _layout(first: Tensor, second: Tensor, size: tuple[int, int]) -> Layout | None:
-    """Layout of an output of both traces, or None when it has no spatial extent, or windows are folded into its batch."""
-    if not first.is_floating_point() or first.ndim not in (3, 4) or first.ndim != second.ndim:
-        return None
-    is_batch = [pair == (2, 3) for pair in zip(first.shape, second.shape, strict=True)]
-    is_fixed = [a == b for a, b in zip(first.shape, second.shape, strict=True)]
-    if first.ndim == 3:
-        if not is_fixed[2] or not (is_batch[0] or is_batch[1]):
-            return None
-        layout: Layout = "BNC" if is_batch[0] else "NBC"
-        return layout if _grid(_num_tokens(first, layout), size) is not None else None
-    _, a, b, c = first.shape
-    aspect = size[0] / size[1]
-
-    def as_image(h: int, w: int) -> bool:
-        return h * w >= 1 and abs(h - w * aspect) <= max(1.0, aspect) and h <= size[0] and w <= size[1]
-
-    if not (is_batch[0] and is_fixed[1]):
-        return None
-    if is_fixed[2] and as_image(b, c):  # first: where the model takes one input size only, both may hold
-        return "NCHW"
-    return "NHWC" if is_fixed[3] and as_image(a, b) else None
-
-
-def _num_tokens(tensor: Tensor, layout: Layout) -> int:
-    return tensor.shape[1 if layout == "BNC" else 0]
-
-
-def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int] | None:
-    """(h, w, prefix tokens) for the number of tokens: at most 8 prefix tokens, and the finest grid of exactly, else nearly, the input's aspect."""
-    height, width = size
-    near: tuple[int, int, int] | None = None
-    for prefix in range(min(8, tokens - 4) + 1):
-        count = tokens - prefix
-        h = max(1, round((count * height / width) ** 0.5))
-        skew = abs(h * width - count // h * height)
-        if count % h or skew >= max(height, width):
-            continue
-        if skew == 0:
-            return h, count // h, prefix
-        near = near or (h, count // h, prefix)
-    return near
-
-
-def token_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int, int]:
-    """(h, w, prefix) of a token tap.
-
-    Raises:
-        ValueError: If the tokens do not form a grid of the input's aspect.
-
-    """
-    grid = _grid(tokens, size)
-    if grid is None:
-        raise ValueError(f"tokens must form a grid of the input's aspect, but got {tokens} tokens for an input of {size}")
-    return grid
 
 
 def _ancestors(tensor: Tensor) -> set[Any]:
@@ -221,6 +87,19 @@ def _output_nodes(outputs: list[Tensor]) -> set[Any]:
     return nodes
 
 
+_REORDERS = ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "ToCopy", "Transpose", "UnsafeView", "View")
+
+
+def _origins(tensor: Tensor) -> Iterator[tuple[Any, int]]:
+    """Nodes, each with its output's number, of the tensor and of what it is a copy, a part or another order of."""
+    node, number = tensor.grad_fn, tensor.output_nr
+    while node is not None:
+        yield node, number
+        if not node.name().startswith(_REORDERS):
+            return
+        node, number = node.next_functions[0]
+
+
 def _signature(module: nn.Module) -> str:
     return type(module).__name__ + ":" + ",".join("x".join(map(str, p.shape)) for p in module.parameters())
 
@@ -244,64 +123,70 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         TypeError: If the model's output holds no class scores.
 
     """
-    if example.ndim != 4 or example.numel() == 0:
-        raise ValueError(f"`example` must be images [B, C, H, W], but got a tensor of shape {tuple(example.shape)}")
-    size = (int(example.shape[-2]), int(example.shape[-1]))
-    with _left_as_found(model, example.device), torch.enable_grad():
+    if example.ndim not in (4, 5) or example.numel() == 0:
+        raise ValueError(f"`example` must be images [B, C, H, W] or volumes [B, C, D, H, W], but got a tensor of shape {tuple(example.shape)}")
+    size = tuple(int(side) for side in example.shape[2:])
+    with left_as_found(model, example.device), torch.enable_grad():
         model.train()
-        calls, output = _run(model, example[:1].repeat(2, 1, 1, 1))
-        more = _run_again(model, example[:1])
-    found = _candidates(model, calls, more, output, size)
+        first = run(model, example[:1].repeat(2, *(1,) * (example.ndim - 1)))
+        more, is_wider = run_again(model, example[:1])
+    found = _candidates(model, first, more, size, WIDER if is_wider else 0)
     if not found:
         raise ValueError(
-            f"the model must have a layer to supervise, but none of its {len(calls)} module calls gives a spatial feature map "
-            f"with a gradient path to the output: {type(model).__name__} at {size[0]}x{size[1]}"
+            f"the model must have a layer to supervise, but none of its {len(first.calls)} module calls gives a spatial feature map "
+            f"with a gradient path to the output: {type(model).__name__} at {'x'.join(map(str, size))}"
         )
-    names = tuple(name for name, _ in model.named_modules() if name)
-    return Trace(layers=tuple(found), num_calls=len(calls), input_size=size, module_names=names)
+    return Trace(
+        layers=tuple(layer for _, layer in found),
+        sites=_sites(first, found),
+        flops=first.flops // 2,
+        params=first.params,
+        num_calls=len(first.calls),
+        input_size=size,
+        module_names=tuple(name for name, _ in model.named_modules() if name),
+    )
 
 
-def _candidates(model: nn.Module, calls: list[_Call], more: list[_Call], output: Any, size: tuple[int, int]) -> list[LayerInfo]:
-    finals = [tensor for _, tensor in named_tensors(output)] or [logits_of(output)]
+def _candidates(model: nn.Module, first: Recording, more: list[Call], size: tuple[int, ...], wider: int) -> list[tuple[Call, LayerInfo]]:
+    finals = [tensor for _, tensor in named_tensors(first.output)] or [logits_of(first.output)]
     reached: set[Any] = set()
     for tensor in finals:
         reached |= _ancestors(tensor)
     excluded = _output_nodes(finals)
     twins = {(call.name, call.nth): call for call in more}
-    modules = dict(model.named_modules())
-    counts = Counter(call.name for call in calls)
-    by_tensor: dict[tuple[Any, int], LayerInfo] = {}  # a later call that gives the same tensor is a module further out
-    for call in calls:
+    modules, counts = dict(model.named_modules()), Counter(call.name for call in first.calls)
+    by_tensor: dict[tuple[Any, int], tuple[Call, LayerInfo]] = {}  # a later call that gives the same tensor is a module further out
+    for call in first.calls:
         twin = twins.get((call.name, call.nth))
         if twin is None or isinstance(call.module, _SKIPPED) or len(twin.outputs) != len(call.outputs):
             continue
-        for (key, tensor), version, (_, other) in zip(call.outputs, call.versions, twin.outputs, strict=True):
+        for index, ((key, tensor), version, (_, other)) in enumerate(zip(call.outputs, call.versions, twin.outputs, strict=True)):
             node, twin_of = tensor.grad_fn, (tensor.grad_fn, tensor.output_nr)
-            layout = _layout(tensor, other, size)
+            layout = find_layout(tensor, other, size, wider=wider)
             if layout is None or node is None or node in excluded or node not in reached:
                 continue
-            if tensor._version != version or (key is not None and twin_of in by_tensor):
+            if tensor._version != version or (key is not None and any(origin in by_tensor for origin in _origins(tensor))):
                 continue  # rewritten in place later on, or a mere collection of what inner modules gave
-            channels, (h, w) = _extent(tensor, layout, size)
-            if channels < 2 or h * w < 2:
+            channels, shape = extent(tensor, layout, size)
+            if channels < 2 or prod(shape) < 2:
                 continue
-            inner = by_tensor.pop(twin_of, None)
-            by_tensor[twin_of] = _layer(call, key, tensor, layout, channels, (h, w), size, modules, counts[call.name], inner)
-    return _without_structured_twins(sorted(by_tensor.values(), key=lambda layer: layer.order))
+            _, inner = by_tensor.pop(twin_of, (None, None))
+            by_tensor[twin_of] = call, _layer(call, index, layout, channels, shape, size, modules, counts[call.name], inner)
+    return _without_structured_twins(sorted(by_tensor.values(), key=lambda pair: pair[1].order))
 
 
 def _layer(
-    call: _Call,
-    key: str | None,
-    tensor: Tensor,
+    call: Call,
+    index: int,
     layout: Layout,
     channels: int,
-    extent: tuple[int, int],
-    size: tuple[int, int],
+    shape: tuple[int, int],
+    size: tuple[int, ...],
     modules: dict[str, nn.Module],
     num_calls: int,
     inner: LayerInfo | None,
 ) -> LayerInfo:
+    key, tensor = call.outputs[index]
     parent, _, _ = call.name.rpartition(".")
     is_block = isinstance(modules[parent], (nn.Sequential, nn.ModuleList)) and next(call.module.children(), None) is not None
     container, block_cls = (parent, type(call.module).__name__) if is_block else ("", "")
@@ -319,34 +204,52 @@ def _layer(
         cls=type(call.module).__name__,
         layout=layout,
         channels=channels,
-        height=extent[0],
-        width=extent[1],
-        stride=size[0] / extent[0],
+        height=shape[0],
+        width=shape[1],
+        stride=size[-1] / shape[1],
         dtype=str(tensor.dtype).removeprefix("torch."),
         params=sum(p.numel() for p in call.module.parameters()),
         signature=_signature(call.module),
         container=container,
         block_cls=block_cls,
+        flops=call.flops // 2,
+        params_used=call.params,
+        receptive_field=call.fields[index],
     )
 
 
-def _extent(tensor: Tensor, layout: Layout, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    if layout == "NCHW":
-        return tensor.shape[1], (tensor.shape[2], tensor.shape[3])
-    if layout == "NHWC":
-        return tensor.shape[3], (tensor.shape[1], tensor.shape[2])
-    h, w, _ = token_grid(_num_tokens(tensor, layout), size)
-    return tensor.shape[2], (h, w)
-
-
-def _without_structured_twins(layers: list[LayerInfo]) -> list[LayerInfo]:
+def _without_structured_twins(found: list[tuple[Call, LayerInfo]]) -> list[tuple[Call, LayerInfo]]:
     """Of a structured output keep the largest tensor."""
     largest: dict[tuple[str, int], LayerInfo] = {}
-    for layer in layers:
+    for _, layer in found:
         if layer.key is None:
             continue
-        call = (layer.module, layer.nth)
-        best = largest.get(call)
+        best = largest.get((layer.module, layer.nth))
         if best is None or layer.channels * layer.height * layer.width > best.channels * best.height * best.width:
-            largest[call] = layer
-    return [layer for layer in layers if layer.key is None or largest[(layer.module, layer.nth)] is layer]
+            largest[layer.module, layer.nth] = layer
+    return [(call, layer) for call, layer in found if layer.key is None or largest[layer.module, layer.nth] is layer]
+
+
+def _sites(first: Recording, found: list[tuple[Call, LayerInfo]]) -> tuple[Site, ...]:
+    by_call = {id(call): layer for call, layer in found}
+    by_tensor = {id(tensor): layer for call, layer in found for _, tensor in call.outputs}
+    sites = []
+    for event, inner in first.events:
+        begun, around = event.time, inner
+        if event.kind == "attention":
+            after = None
+            while around is not None and after is None:
+                begun, after = around.begun, by_call.get(id(around))
+                around = around.parent
+        else:
+            after = by_tensor.get(id(event.tensor)) or next((layer for call, layer in found if call.ended >= event.time), None)
+        before = [layer for call, layer in found if call.ended < begun]
+        site = Site(
+            kind=event.kind,
+            detail=event.detail,
+            module=inner.name if inner is not None else "",
+            before=before[-1].address if before else None,
+            after=after.address if after is not None else None,
+        )
+        sites.append(site)
+    return tuple(sites)

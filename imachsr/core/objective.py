@@ -2,57 +2,76 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from warnings import warn
 
 import torch
 from torch import Tensor
+
+from imachsr.core.messages import require
+from imachsr.core.schedules import Constant, Profile, Schedule, shares
 
 Heterogeneity = Literal["strict", "warn", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """``L = L_out + sum_m alpha/M L_m + sum_m beta/M R_m`` over M taps.
+    """``L = L_out + f(t) (alpha sum_m s_m g_m L_m + beta sum_m s_m R_m)`` over M taps in execution order.
 
-    alpha and beta are totals shared by the taps, so that the number of taps does not change the sum. Source: arXiv 2505.00404; the weights are ours.
+    alpha and beta are totals shared by the taps (the shares s sum to 1), so that the number of taps does not change the sum. f is the
+    schedule, g the balance of gradients (1 without). Source: arXiv 2505.00404; the weights are ours.
 
     Args:
         alpha: Total weight >= 0 of the side losses.
         beta: Total weight >= 0 of the entropy terms.
+        profile: How the taps share them; see :func:`imachsr.core.schedules.shares`.
+        schedule: f over the progress of the training.
+        grad_ratio: rho > 0: g is set so that the gradient of a side loss at its tap is rho times that of everything else there; alpha is
+            then the start. None: g is 1.
 
     """
 
     alpha: float = 0.4
     beta: float = 0.01
+    profile: Profile = "uniform"
+    schedule: Schedule = Constant()
+    grad_ratio: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"`{name} >= 0` must hold and be finite, but got {value}")
+        if self.profile not in get_args(Profile):
+            raise ValueError(f"`profile` must be one of {get_args(Profile)}, but got {self.profile!r}")
+        require(self.grad_ratio is None or self.grad_ratio > 0, "grad_ratio > 0", self.grad_ratio)
 
-    def sum(self, output: Tensor, side: dict[str, Tensor], entropy: dict[str, Tensor], num_taps: int) -> tuple[Tensor, dict[str, float]]:
-        """Total loss and the weight of each term.
+    def weights(self, num_taps: int, factor: float | Tensor, balance: Tensor | None) -> tuple[list[Any], list[Any]]:
+        """Weight of each tap's side loss, and of its entropy term."""
+        share = shares(self.profile, num_taps)
+        side = [self.alpha * s * factor * (1.0 if balance is None else balance[m]) for m, s in enumerate(share)]
+        return side, [self.beta * s * factor for s in share]
+
+    def sum(self, output: Tensor, terms: dict[str, Tensor], weights: dict[str, Any]) -> Tensor:
+        """Total loss of the output's and the weighted terms.
 
         Raises:
-            FloatingPointError: If a term is NaN or infinite; names tap and term.
+            FloatingPointError: If a term is NaN or infinite; names it.
 
         """
-        total, weights = output, {}
-        for group, terms, weight in (("side", side, self.alpha), ("entropy", entropy, self.beta)):
-            for address, value in terms.items():
-                weights[f"{group}/{address}"] = weight / num_taps
-                total = total + weights[f"{group}/{address}"] * value
-        if not bool(torch.isfinite(total)):
-            _blame(output, side, entropy)
-        return total, weights
+        total = output
+        for name, value in terms.items():
+            total = total + weights[name] * value
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(total)):
+            _blame(output, terms)
+        return total
 
 
-def _blame(output: Tensor, side: dict[str, Tensor], entropy: dict[str, Tensor]) -> None:
+def _blame(output: Tensor, terms: dict[str, Tensor]) -> None:
     named = {"output loss": output}
-    named.update({f"side loss of tap {address!r}": value for address, value in side.items()})
-    named.update({f"entropy term of tap {address!r}": value for address, value in entropy.items()})
+    for name, value in terms.items():
+        group, _, address = name.partition("/")
+        named[f"{'side loss' if group == 'side' else 'entropy term'} of tap {address!r}"] = value
     bad = [f"{name} is {float(value.detach())}" for name, value in named.items() if not bool(torch.isfinite(value))]
     raise FloatingPointError("every term must be finite, but " + ("; ".join(bad) or "their sum overflows") + "; lower the learning rate")
 

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imachsr.core.ranks import Ranks
 from imachsr.core.types import IGNORE_INDEX, in_full
 
 AnyOutputLoss = Callable[..., Tensor]
-"""``loss(output, labels, ignore_index=...) -> scalar``."""
+"""``loss(output, labels, ignore_index=...) -> scalar``; over several ranks each takes the mean of its own samples."""
 
 
 def logits_of(output: Any) -> Tensor:
-    """Class scores ``[B, K, h, w]`` of a model's output: a tensor, ``output["out"]``, or ``output.logits``.
+    """Class scores ``[B, K, h, w]`` (``[B, K]`` of a classifier) of a model's output: a tensor, ``output["out"]``, or ``output.logits``.
 
     Raises:
         TypeError: If the output is none of these.
@@ -25,15 +26,21 @@ def logits_of(output: Any) -> Tensor:
         output = output["out"]
     elif hasattr(output, "logits"):
         output = output.logits
+    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        output = output[0]
     if not isinstance(output, Tensor):
-        raise TypeError(f"the model's output must be a tensor, a mapping with 'out', or have `.logits`, but got {type(output).__name__}")
+        known = "a tensor, a tuple that begins with one, a mapping with 'out', or have `.logits`"
+        raise TypeError(f"the model's output must be {known}, but got {type(output).__name__}")
     return output
 
 
 def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
     logits = in_full(logits)
-    if logits.shape[-2:] != labels.shape[-2:]:
-        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    if logits.ndim != labels.ndim + 1:
+        raise ValueError(f"the model's scores must be [B, K, ...] for labels {list(labels.shape)}, but got {list(logits.shape)}")
+    if logits.shape[2:] != labels.shape[1:]:
+        mode = "trilinear" if logits.ndim == 5 else "bilinear"
+        logits = F.interpolate(logits, size=labels.shape[1:], mode=mode, align_corners=False)
     return logits
 
 
@@ -47,20 +54,21 @@ class _OutputLoss:
         if not self.aux_weight >= 0:
             raise ValueError(f"`aux_weight >= 0` must hold, but got {self.aux_weight}")
 
-    def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
         raise NotImplementedError
 
-    def __call__(self, output: Any, labels: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
-        """Scalar from the model's output and labels ``[B, H, W]``; scores of another size are resized bilinearly."""
-        total = self.score(_at_labels(logits_of(output), labels), labels, ignore_index)
+    def __call__(self, output: Any, labels: Tensor, *, ignore_index: int = IGNORE_INDEX, ranks: Ranks | None = None) -> Tensor:
+        """Scalar from the model's output and labels ``[B, H, W]`` (``[B]``, ``[B, D, H, W]``); scores of another size are resized linearly."""
+        ranks = ranks or Ranks()
+        total = self.score(_at_labels(logits_of(output), labels), labels, ignore_index, ranks)
         if self.aux_weight > 0 and isinstance(output, Mapping) and "aux" in output:
-            total = total + self.aux_weight * self.score(_at_labels(output["aux"], labels), labels, ignore_index)
+            total = total + self.aux_weight * self.score(_at_labels(output["aux"], labels), labels, ignore_index, ranks)
         return total
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_OutputLoss):
-    """Mean cross-entropy over valid pixels, in nats.
+    """Mean cross-entropy over the valid pixels of all ranks, ``-1/V sum_p log q_p(y_p)`` with q = softmax of the scores, in nats. O(BKHW).
 
     Args:
         class_weights: K weights >= 0, or None. The mean is weighted likewise, as in PyTorch.
@@ -80,21 +88,25 @@ class CrossEntropy(_OutputLoss):
         if self.class_weights is not None and not all(weight >= 0 for weight in self.class_weights):
             raise ValueError(f"`class_weights >= 0` must hold, but got {self.class_weights}")
 
-    def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        counted, weight = labels != ignore_index, None
+    def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
+        is_valid = labels != ignore_index
+        weight, count = None, is_valid.sum()
         if self.class_weights is not None:
             if len(self.class_weights) != logits.shape[1]:
                 raise ValueError(f"`class_weights` must have {logits.shape[1]} values, one a class, but got {len(self.class_weights)}")
             weight = torch.tensor(self.class_weights, device=logits.device, dtype=logits.dtype)
-            counted = weight[torch.where(counted, labels, 0)] * counted > 0
-        if not bool(counted.any()):
-            return logits.sum() * 0.0  # the plain mean over no pixel is NaN
-        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, label_smoothing=self.label_smoothing)
+            count = (weight[torch.where(is_valid, labels, 0)] * is_valid).sum()
+        # Bit for bit PyTorch's mean (but for smoothing, whose parts it means one by one), and 0 where that divides by 0.
+        total = F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, label_smoothing=self.label_smoothing, reduction="sum")
+        count = ranks.mean(count.to(logits.dtype))
+        return total * (count > 0) / torch.where(count > 0, count, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ohem(_OutputLoss):
-    """Cross-entropy over the hardest share of the valid pixels (online hard example mining, Shrivastava et al. 2016).
+    """Cross-entropy over the hardest share of the valid pixels, at least one; each rank mines its own. O(BHW (K + log BHW)).
+
+    Source: Shrivastava et al. 2016 (online hard example mining).
 
     Args:
         keep: Share kept, in (0, 1].
@@ -110,7 +122,7 @@ class Ohem(_OutputLoss):
         if not 0 < self.keep <= 1:
             raise ValueError(f"`0 < keep <= 1` must hold, but got {self.keep}")
 
-    def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
         is_valid = labels != ignore_index
         if not bool(is_valid.any()):
             return logits.sum() * 0.0
@@ -120,18 +132,25 @@ class Ohem(_OutputLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDice(_OutputLoss):
-    """Soft Dice over the classes present in the batch, in [0, 1]."""
+    """Soft Dice over present classes, ``1 - mean_k 2 sum_p q_pk y_pk / sum_p (q_pk + y_pk)`` over the valid pixels of all ranks. O(BKHW).
+
+    Source: Milletari et al. 2016 (V-Net), with a plain sum in the denominator.
+    """
 
     kind: Literal["dice"] = "dice"
     family: ClassVar[str] = "overlap"
 
-    def score(self, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        is_valid = (labels != ignore_index).unsqueeze(1)
-        y = F.one_hot(torch.where(is_valid[:, 0], labels, 0), logits.shape[1]).permute(0, 3, 1, 2) * is_valid
-        q = F.softmax(logits, 1) * is_valid
-        is_present = (y.sum((0, 2, 3)) > 0).float()
-        coefficient = 2 * (q * y).sum((0, 2, 3)) / (q + y).sum((0, 2, 3)).clamp(min=1e-6)
-        return ((1 - coefficient) * is_present).sum() / is_present.sum().clamp(min=1)
+    def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
+        labels, logits = labels.reshape(len(labels), -1), logits.reshape(*logits.shape[:2], -1)
+        is_valid = labels != ignore_index
+        y = F.one_hot(torch.where(is_valid, labels, 0), logits.shape[1]).transpose(1, 2) * is_valid.unsqueeze(1)
+        q = F.softmax(logits, 1) * is_valid.unsqueeze(1)
+        y = y.to(q.dtype)
+        overlap, mass, labelled = ranks.sum(torch.stack([(q * y).sum((0, 2)), (q + y).sum((0, 2)), y.sum((0, 2))]))
+        is_present = (labelled > 0).to(q.dtype)
+        coefficient = 2 * overlap / mass.clamp(min=1e-6)
+        total: Tensor = ((1 - coefficient) * is_present).sum() / is_present.sum().clamp(min=1)
+        return total
 
 
 OutputLoss = CrossEntropy | Ohem | OutputDice

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imachsr.core.layers import named_tensors
+from imachsr.core.tracing import named_tensors
 from imachsr.core.types import Tap
 
 MAX_CONSECUTIVE_MISSES = 20
@@ -28,9 +28,15 @@ class Recorder:
         self._calls: Counter[str] = Counter()
         self._caught: dict[str, tuple[Tensor, int]] = {}
         modules = dict(model.named_modules())
+        self._handles = []
         for name in dict.fromkeys(tap.layer.module for tap in taps):
             # Registered once, when wrapping: torch.compile never sees hooks that are added after its first call.
-            modules[name].register_forward_hook(_TapHook(self, name))
+            self._handles.append(modules[name].register_forward_hook(_TapHook(self, name)))
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_caught": {}, "_calls": Counter(), "_is_recording": False}
@@ -61,7 +67,8 @@ class Recorder:
                 tensors = dict(named_tensors(output))
                 if layer.key in tensors:
                     tensor = tensors[layer.key]
-                    self._caught[layer.address] = (tensor, tensor._version)
+                    version = 0 if torch.compiler.is_compiling() else tensor._version
+                    self._caught[layer.address] = (tensor, version)
 
     def take(self) -> dict[str, Tensor]:
         """Tensors by tap address, in tap order; the buffer is emptied, so that nothing outlives the step.
@@ -85,7 +92,8 @@ class Recorder:
                 continue
             self._row[address] = 0
             tensor, version = caught[address]
-            if tensor._version != version:
+            # A compiled graph has no versions; what is always rewritten was no candidate in the trace.
+            if not torch.compiler.is_compiling() and tensor._version != version:
                 raise RuntimeError(
                     f"the output of tap {address!r} must not change after its module returns, but it was rewritten in place; "
                     "tap the module that rewrites it (often the in-place activation behind it)"

@@ -1,7 +1,7 @@
 """The nouns of the core. Axis legend: B batch, C channels, H W image, h w tap, K classes, N tokens, D adapter output."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 IGNORE_INDEX = 255
 """Label of pixels that count neither in a loss nor in a metric."""
 
-Layout = Literal["NCHW", "NHWC", "BNC", "NBC"]
+Layout = Literal["NCHW", "NHWC", "BNC", "NBC", "NCDHW"]
 
 
 def in_full(x: Tensor) -> Tensor:
@@ -34,12 +34,15 @@ class LayerInfo:
         channels: C.
         height: h in the trace.
         width: w in the trace.
-        stride: Input height over h.
+        stride: Input width over w.
         dtype: Name of the output's dtype.
         params: Parameters in the module's subtree.
         signature: Class and shapes of the subtree's parameters; equal for equal blocks.
         container: Name of the Sequential or ModuleList that holds this output's block, "" when no block ends here.
         block_cls: Class name of that block, "" likewise.
+        flops: Of one sample's forward up to the end of this call.
+        params_used: Parameters first used up to there.
+        receptive_field: Pixels along the longer side of the input that a position sees, at most twice that side less one.
 
     """
 
@@ -61,6 +64,29 @@ class LayerInfo:
     signature: str
     container: str
     block_cls: str
+    flops: int
+    params_used: int
+    receptive_field: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """An attention or a fusion in the traced forward.
+
+    Attributes:
+        kind: ``attention`` or ``fusion``.
+        detail: ``cat`` or ``add`` of a fusion, the operator of an attention.
+        module: Name of the innermost module around it, "" for the model itself.
+        before: Address of the last candidate before it, or None.
+        after: Address of the first candidate that holds it, or None.
+
+    """
+
+    kind: str
+    detail: str
+    module: str
+    before: str | None
+    after: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +106,7 @@ class Losses:
         output: Scalar, the loss of the model's own output.
         side: Unweighted scalar per tap address.
         entropy: Unweighted scalar per tap address.
-        weights: Weight of each term in the total, keyed ``side/ADDRESS`` and ``entropy/ADDRESS``.
+        weights: Weight of each term in the total (a number, or a scalar tensor), keyed ``side/ADDRESS`` and ``entropy/ADDRESS``.
         prediction: Detached logits of the model's own output, ``[B, K, H, W]``.
         scale: Standard deviation of each tap's features, detached scalars; a fall towards 0 shows collapse.
 
@@ -91,5 +117,10 @@ class Losses:
     prediction: Tensor
     side: dict[str, Tensor] = field(default_factory=dict)
     entropy: dict[str, Tensor] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """All side and entropy terms, keyed like ``weights``."""
+        return {**{f"side/{key}": value for key, value in self.side.items()}, **{f"entropy/{key}": value for key, value in self.entropy.items()}}

@@ -1,21 +1,33 @@
 """The one module that users meet: a backbone with its taps, adapters and losses in one forward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from imachsr.core.adapters import to_nchw
+from imachsr.core.balance import GradientBalance
+from imachsr.core.calibration import Calibration
 from imachsr.core.entropy import Regularizer, parse_regularizer
-from imachsr.core.labels import TapLabels
+from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.layers import Trace, trace
-from imachsr.core.losses import AnySideLoss, parse_side_loss
+from imachsr.core.layout import to_nchw
+from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
+from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
+from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
+
+COLLAPSED = 0.01
+"""Share of a tap's first feature scale below which it counts as collapsed."""
+LOOK_EVERY = 50
+"""Steps between two looks at the feature scale: each look waits for the device."""
 
 
 class IMacHSR(nn.Module):
@@ -26,15 +38,20 @@ class IMacHSR(nn.Module):
 
     Args:
         model: Kept as ``net.backbone``; its ``state_dict()`` keys do not change.
-        example: Images ``[B, C, H, W]`` as in training, for the trace.
+        example: Images ``[B, C, H, W]``, or volumes ``[B, C, D, H, W]``, as in training, for the trace.
         num_classes: K >= 2.
         standard: Name, :data:`Standard`, or callable ``trace -> layer addresses``.
-        loss: Name or side loss for all taps, or a sequence with one a tap.
+        loss: Name or side loss for all taps, a sequence with one a tap, or a :class:`DepthRule`.
         alpha: Total weight >= 0 of the side losses; at 0 none is built.
         entropy: Name or regularizer, or None.
         beta: Total weight >= 0 of the entropy terms; at 0 none is built.
         output_loss: Loss of the model's output, called ``(output, labels, ignore_index=...)``; cross-entropy by default.
         heterogeneity: What to do about a side loss of the output loss's family: ``strict`` raises, ``warn`` warns, ``off`` allows it.
+        profile: How the taps share alpha and beta: ``uniform``, ``exp`` or ``linear_depth``.
+        schedule: Factor of both over the training; one that changes needs ``total_steps``.
+        total_steps: Calls of ``net(images, labels)`` in train mode that make up the training, >= 1.
+        grad_ratio: Balance the gradients at the taps instead of fixed weights; see :class:`Objective`.
+        calibration: Batches ``(images, labels)`` for a standard that looks at data (gradient, entropy, probe).
         ignore_index: Label of pixels that do not count.
         seed: Of adapter initialisation and pixel sampling.
 
@@ -51,12 +68,17 @@ class IMacHSR(nn.Module):
         example: Tensor,
         num_classes: int,
         standard: Standard | str | Callable[[Trace], Sequence[str]] = "auto",
-        loss: str | AnySideLoss | Sequence[str | AnySideLoss] = "prototype",
+        loss: str | AnySideLoss | Sequence[str | AnySideLoss] | DepthRule = "prototype",
         alpha: float = 0.4,
         entropy: str | Regularizer | None = "channel_norm",
         beta: float = 0.01,
         output_loss: AnyOutputLoss | None = None,
         heterogeneity: Heterogeneity = "warn",
+        profile: Profile = "uniform",
+        schedule: Schedule | None = None,
+        total_steps: int | None = None,
+        grad_ratio: float | None = None,
+        calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
         ignore_index: int = IGNORE_INDEX,
         seed: int = 0,
     ) -> None:
@@ -64,53 +86,77 @@ class IMacHSR(nn.Module):
         if num_classes < 2:
             raise ValueError(f"`num_classes >= 2` must hold, but got {num_classes}")
         self.backbone = model
-        self.objective = Objective(alpha=alpha, beta=beta)
+        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule or Constant(), grad_ratio=grad_ratio)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
         if isinstance(output_loss, type) or not callable(self.output_loss):
             raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")
         self.entropy = parse_regularizer(entropy) if entropy is not None and beta > 0 else None
-        self.num_classes, self.ignore_index, self.seed = num_classes, ignore_index, seed
+        self.num_classes, self.ignore_index, self.seed, self.total_steps = num_classes, ignore_index, seed, total_steps
+        self._check_steps()
         self.taps: tuple[Tap, ...] = ()
         self.losses: tuple[AnySideLoss, ...] = ()
         self.adapters = nn.ModuleList()
+        self.balance: GradientBalance | None = None
         self._recorder: Recorder | None = None
-        self._step = 0
+        # Not a buffer: it stays on the CPU, where reading it costs nothing, and DDP has nothing to broadcast.
+        self._steps = torch.zeros((), dtype=torch.int64)
+        self._first_scale: dict[str, float] = {}
         if alpha > 0 or self.entropy is not None:
-            self.taps = select(standard, trace(model, example))
+            if alpha > 0:
+                refuse_parallel(model)
+            found = None if calibration is None else Calibration(model, calibration, num_classes, ignore_index, seed=seed)
+            self.taps = select(standard, trace(model, example), found)
             if alpha > 0:
                 self._build_side(loss, heterogeneity, example)
+            self._check_entropy()
             self._recorder = Recorder(model, self.taps)
 
     def _build_side(self, loss: Any, heterogeneity: Heterogeneity, example: Tensor) -> None:
-        each = list(loss) if isinstance(loss, (list, tuple)) else [loss] * len(self.taps)
-        if len(each) != len(self.taps):
-            raise ValueError(f"`loss` must hold one loss a tap, but got {len(each)} losses for {len(self.taps)} taps")
-        self.losses = tuple(parse_side_loss(item) for item in each)
+        self.losses = losses_of(loss, self.taps)
         for side in {side.family: side for side in self.losses}.values():
             check_heterogeneity(self.output_loss, side, heterogeneity)
         generator = torch.Generator().manual_seed(self.seed)
         for tap, side in zip(self.taps, self.losses, strict=True):
             self.adapters.append(side.make_adapter(tap.layer.channels, self.num_classes, generator).to(example))
+        if self.objective.grad_ratio is not None:
+            self.balance = GradientBalance(len(self.taps), self.objective.grad_ratio).to(example.device)
+
+    def _check_steps(self) -> None:
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"`total_steps >= 1` must hold, but got {self.total_steps}")
+        if self.total_steps is None and not isinstance(self.objective.schedule, Constant):
+            kind = getattr(self.objective.schedule, "kind", self.objective.schedule)
+            raise ValueError(f"`total_steps` must be given for the schedule {kind!r}, but is None; it is the number of training steps")
+
+    def _check_entropy(self) -> None:
+        if getattr(self.entropy, "reads", "features") == "scores" and not any(_gives_scores(loss) for loss in self.losses):
+            kinds = ", ".join(repr(getattr(loss, "kind", loss)) for loss in self.losses) or "no side loss"
+            raise ValueError(f"`loss` must give class scores (such as dice or brier) for the entropy 'adapter', but got {kinds}")
 
     @property
     def misses(self) -> dict[str, int]:
         """Forwards in which a tap did not fire, per address."""
         return dict(self._recorder.misses) if self._recorder is not None else {}
 
+    @property
+    def num_steps(self) -> int:
+        """Calls with labels in train mode so far; they seed the sampling and drive the schedule."""
+        return int(self._steps)
+
     def get_extra_state(self) -> dict[str, int]:
-        """The count of steps, from which each step's pixel sampling is seeded."""
-        return {"step": self._step}
+        """The count of steps."""
+        return {"step": int(self._steps)}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take up the count of steps."""
-        self._step = state["step"]
+        self._steps.fill_(state["step"])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
         """The model's own output, or with labels its losses.
 
         Args:
-            images: ``[B, C, H, W]``.
-            labels: int64 ``[B, H, W]``, classes 0..K-1 or ``ignore_index``.
+            images: ``[B, C, H, W]``, or ``[B, C, D, H, W]``.
+            labels: int64 ``[B, H, W]`` (``[B, D, H, W]``; ``[B]`` for a classifier), classes 0..K-1 or ``ignore_index``.
 
         Raises:
             TypeError: If labels are not int64.
@@ -122,7 +168,16 @@ class IMacHSR(nn.Module):
             return self.backbone(images)
         if len(labels) != len(images):
             raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
-        at_taps = TapLabels(labels, self.num_classes, self.ignore_index)
+        if labels.ndim not in (1, images.ndim - 1):
+            pixels = "[B, H, W]" if images.ndim == 4 else "[B, D, H, W]"
+            raise ValueError(f"`labels` must have shape {pixels} or [B] (one an image) for images {list(images.shape)}, but got {list(labels.shape)}")
+        ranks = Ranks.here() if self.training and torch.is_grad_enabled() else Ranks()
+        if ranks.world > 1 and self.losses:
+            check_parallel(self, self.backbone)
+        is_checked = not torch.compiler.is_compiling()
+        draw = self._steps + self.seed * 1_000_003
+        at_taps = TapLabels(labels, self.num_classes, self.ignore_index, draw=draw, ranks=ranks, is_checked=is_checked)
+        factor = self._factor()
         features: dict[str, Tensor] = {}
         if self._recorder is None:
             output = self.backbone(images)
@@ -130,32 +185,107 @@ class IMacHSR(nn.Module):
             with self._recorder.recording():
                 output = self.backbone(images)
             features = self._recorder.take()
-        return self._losses(output, labels, at_taps, features, (images.shape[-2], images.shape[-1]))
-
-    def _losses(self, output: Any, labels: Tensor, at_taps: TapLabels, features: dict[str, Tensor], size: tuple[int, int]) -> Losses:
-        side: dict[str, Tensor] = {}
-        entropy: dict[str, Tensor] = {}
-        scale: dict[str, Tensor] = {}
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._step)
-        self._step += self.training
-        for index, tap in enumerate(self.taps):
-            address = tap.layer.address
-            if address not in features:
-                continue
-            hidden = to_nchw(features[address], tap.layer.layout, size)
-            side_labels = at_taps.at((hidden.shape[-2], hidden.shape[-1]))
-            scale[address] = hidden.detach().float().std()
-            if self.losses:
-                z = self.adapters[index](hidden)
-                with torch.autocast(hidden.device.type, enabled=False):
-                    side[address] = self.losses[index](z, side_labels, generator=generator)
-            if self.entropy is not None:
-                with torch.autocast(hidden.device.type, enabled=False):
-                    entropy[address] = self.entropy(hidden, side_labels.valid)
         prediction = logits_of(output)
         if isinstance(self.output_loss, OutputLoss) and prediction.shape[1] != self.num_classes:
             raise ValueError(f"the model must give `num_classes` = {self.num_classes} scores a pixel, but gives {prediction.shape[1]}")
         with torch.autocast(labels.device.type, enabled=False):
-            out = self.output_loss(output, labels, ignore_index=self.ignore_index)
-        total, weights = self.objective.sum(out, side, entropy, len(self.taps))
-        return Losses(total=total, output=out, side=side, entropy=entropy, weights=weights, scale=scale, prediction=prediction.detach())
+            shared = {"ranks": ranks} if isinstance(self.output_loss, OutputLoss) else {}
+            out = self.output_loss(output, labels, ignore_index=self.ignore_index, **shared)
+        losses = Losses(total=out, output=out, prediction=prediction.detach())
+        if not isinstance(factor, float) or factor > 0:
+            self._add_side(losses, features, at_taps, tuple(images.shape[2:]), factor, ranks)
+        losses.total = self.objective.sum(out, losses.terms, losses.weights)
+        if ranks.world > 1:  # what fired nowhere on this rank still takes part in the ranks' sums
+            losses.total = losses.total + 0.0 * sum(p.sum() for p in self.adapters.parameters())
+        self._steps += self.training
+        return losses
+
+    def _factor(self) -> float | Tensor:
+        if self.total_steps is None:
+            return 1.0
+        factor = self.objective.schedule((self._steps / self.total_steps).clamp(max=1.0))
+        return factor if torch.compiler.is_compiling() else float(factor)
+
+    def _add_side(
+        self, losses: Losses, features: dict[str, Tensor], at_taps: TapLabels, size: tuple[int, ...], factor: float | Tensor, ranks: Ranks
+    ) -> None:
+        balance = self.balance.update(ranks) if self.balance is not None and self.training else getattr(self.balance, "factors", None)
+        side_weights, entropy_weights = self.objective.weights(len(self.taps), factor, balance)
+        # A tap that did not fire on every rank cannot be summed over the ranks: the others would not take part.
+        is_fired = torch.tensor([tap.layer.address in features for tap in self.taps], dtype=torch.float32, device=losses.output.device)
+        everywhere = ranks.mean(is_fired).tolist() if ranks.world > 1 else [1.0] * len(self.taps)
+        shared = {tap.layer.address for tap, share in zip(self.taps, everywhere, strict=True) if share == 1.0}
+        for index, tap in enumerate(self.taps):
+            address = tap.layer.address
+            if address not in features:
+                continue
+            raw = features[address]
+            extent = tuple(raw.shape[2:]) if tap.layer.layout == "NCDHW" else None
+            hidden = to_nchw(raw, tap.layer.layout, size)
+            labels = at_taps.at(extent or (hidden.shape[-2], hidden.shape[-1]))
+            if address not in shared:
+                labels = replace(labels, ranks=Ranks())
+            losses.scale[address] = hidden.detach().float().std()
+            scores = None
+            if self.losses:
+                loss = self.losses[index]
+                # The layer's own tensor is watched: gradients of what else reads it pass there, whatever the layout.
+                watched = hidden if self.balance is None else to_nchw(self.balance.watch(raw, index), tap.layer.layout, size)
+                scores = self.adapters[index](watched if labels.is_dense else watched.mean((2, 3), keepdim=True))
+                losses.side[address] = self._side(loss, scores, labels, losses.prediction, extent)
+                losses.weights[f"side/{address}"] = side_weights[index]
+            if self.entropy is not None:
+                term = self._entropy(hidden, scores if self.losses and _gives_scores(self.losses[index]) else None, labels)
+                if term is not None:
+                    losses.entropy[address] = term
+                    losses.weights[f"entropy/{address}"] = entropy_weights[index]
+        self._watch_scale(losses.scale)
+
+    def _side(self, loss: AnySideLoss, scores: Tensor, labels: SideLabels, prediction: Tensor, extent: tuple[int, ...] | None) -> Tensor:
+        if getattr(loss, "needs_dense", False) and (extent is not None or not labels.is_dense):
+            given = "volumes" if extent is not None else "one label an image"
+            raise ValueError(
+                f"the side loss {getattr(loss, 'kind', loss)!r} must have labels of pixels [B, H, W], but got {given}; choose another loss"
+            )
+        if getattr(loss, "needs_output", False):
+            labels = replace(labels, output=_resized(prediction, extent or tuple(labels.hard.shape[1:])))
+        with torch.autocast(scores.device.type, enabled=False):
+            return loss(scores, labels)
+
+    def _entropy(self, hidden: Tensor, scores: Tensor | None, labels: SideLabels) -> Tensor | None:
+        assert self.entropy is not None
+        read: Tensor | None = scores if getattr(self.entropy, "reads", "features") == "scores" else hidden
+        if read is None:
+            return None
+        if labels.valid.shape[1:] != read.shape[2:]:  # one label an image stands for all positions
+            labels = replace(labels, valid=labels.valid.expand(-1, *read.shape[2:]))
+        with torch.autocast(read.device.type, enabled=False):
+            return self.entropy(read, labels)
+
+    def _watch_scale(self, scale: dict[str, Tensor]) -> None:
+        """Warn once of a tap whose features shrink to nothing: an entropy term is pleased by that."""
+        if not self.training or torch.compiler.is_compiling() or int(self._steps) % LOOK_EVERY:
+            return
+        for address, value in scale.items():
+            now = float(value)
+            first = self._first_scale.setdefault(address, now)
+            if first > 0 and now < COLLAPSED * first:
+                self._first_scale[address] = 0.0
+                warn(
+                    f"features of tap {address!r} must keep their scale, but their standard deviation fell from {first:.3g} to {now:.3g}; "
+                    "lower beta, or set standardize=True in the entropy regularizer",
+                    stacklevel=2,
+                )
+
+
+def _gives_scores(loss: AnySideLoss) -> bool:
+    return bool(getattr(loss, "gives_scores", False))
+
+
+def _resized(prediction: Tensor, size: Any) -> Tensor:
+    """The output's scores at a tap, ``[B, K, h, w]``."""
+    if prediction.ndim == 2:
+        return prediction[..., None, None]
+    if prediction.ndim == 5:
+        return F.adaptive_avg_pool3d(prediction, size).flatten(2, 3)
+    return F.adaptive_avg_pool2d(prediction, size)

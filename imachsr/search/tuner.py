@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError
+from imachsr.data.samples import Samples
 from imachsr.data.splits import Selection
 from imachsr.search.driver import Driver, Trials, check_folder
 from imachsr.search.space import Search, check_metric
@@ -157,15 +158,15 @@ def _rehearse(search: Search) -> None:
     """What would fail in every trial fails here, before any starts."""
     from imachsr.config.build import build_net
 
-    sizes: dict[str, tuple[int, int]] = {}  # of each data setting's images: arms mostly share one
+    loaded: dict[str, Samples] = {}  # by data setting: arms mostly share one
     for arm in search.arms:
         run = search.run_of(arm.set_, name=arm.name, seed=search.seeds[0])
         check_metric(search.metric, run.data.class_names)
         data = json.dumps(run_to_dict(run)["data"], sort_keys=True)
-        if data not in sizes:
-            samples, _ = search.selection.split(run.data.load("train"))
-            sizes[data] = (samples.images.shape[-2], samples.images.shape[-1])
-        build_net(run, num_classes=run.data.num_classes, size=sizes[data])
+        if data not in loaded:
+            loaded[data], _ = search.selection.split(run.data.load("train"))
+        size = (loaded[data].images.shape[-2], loaded[data].images.shape[-1])
+        build_net(run, num_classes=run.data.num_classes, size=size, samples=loaded[data], steps_per_epoch=1)
 
 
 def _reserve(search: Search) -> None:

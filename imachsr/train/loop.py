@@ -89,9 +89,10 @@ def train(
     placement = decide(run.compute, Machine.here())
     samples = run.data.load("train")
     samples, held_out = (selection or Selection()).split(samples) if evaluate_on == "select" else (samples, run.data.load("val"))
-    net = build_net(run, num_classes=run.data.num_classes, size=(samples.images.shape[-2], samples.images.shape[-1]))
-    placement.put_net(net)
     steps = len(samples) // batch_size(run, len(samples), world)
+    size = (samples.images.shape[-2], samples.images.shape[-1])
+    net = build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=steps)
+    placement.put_net(net)
     optimizer, scheduler = build_optimizer(run, net, steps)
     history: list[Row] = []
     if output is not None and resume and (output / checkpoint.FILE).exists():
@@ -173,7 +174,7 @@ def _terms(losses: Losses) -> Row:
     for group, terms in (("side", losses.side), ("entropy", losses.entropy)):
         values = {address: float(value.detach()) for address, value in terms.items()}
         if values:
-            row[f"train/{group}"] = math.fsum(losses.weights[f"{group}/{address}"] * value for address, value in values.items())
+            row[f"train/{group}"] = math.fsum(float(losses.weights[f"{group}/{address}"]) * value for address, value in values.items())
         row |= {f"tap/{address}/{group}": value for address, value in values.items()}
     return row | {f"tap/{address}/std": float(value) for address, value in losses.scale.items()}
 

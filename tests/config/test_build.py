@@ -12,8 +12,14 @@ from torch.nn import functional as F
 from imachsr.config.build import build_model, build_net, build_optimizer, output_loss, schedule, selection_standard
 from imachsr.config.load import make_run, parse_overrides
 from imachsr.config.schema import ConfigError, Run
+from imachsr.core.calibration import Calibration
+from imachsr.core.entropy import Renyi2Entropy
+from imachsr.core.layers import trace
 from imachsr.core.losses import Brier, Dice
+from imachsr.core.selection import select
 from imachsr.core.wrapper import IMacHSR
+from imachsr.data.samples import Samples
+from imachsr.data.transforms import normalize
 
 SIZE = (64, 64)
 CLASSES = 5
@@ -92,6 +98,63 @@ def test_the_method_reaches_the_net() -> None:
     assert net.losses == (Dice(), Brier())
     assert len(net.taps) == 2
     assert (net.objective.alpha, net.objective.beta) == (0.7, 0.2)
+
+
+def test_weighting_reaches_the_net() -> None:
+    net = net_with("method.profile=exp", "method.grad_ratio=0.5", "method.alpha=0.7", "method.entropy={kind: renyi2, temperature: 2}")
+    assert (net.objective.profile, net.objective.grad_ratio) == ("exp", 0.5)
+    assert net.balance is not None
+    assert net.balance.ratio == 0.5
+    assert net.entropy == Renyi2Entropy(temperature=2)
+
+
+def test_losses_by_depth_reach_the_net() -> None:
+    net = net_with("method.loss={kind: by_depth, early: brier, late: dice, share: 0.7}", "method.standard={kind: depth, max_taps: 3}")
+    assert net.losses == (Brier(), Brier(), Dice())
+
+
+def test_a_union_of_standards_reaches_the_net() -> None:
+    net = net_with("method.standard={kind: union, standards: [{kind: depth, max_taps: 1}, {kind: fusion, max_taps: 1}]}")
+    assert [tap.reason.split(":")[0] for tap in net.taps] in (["depth", "fusion"], ["fusion", "depth"])
+
+
+def test_a_schedules_length_is_epochs_times_steps() -> None:
+    run = run_with("method.schedule={kind: linear, end: 0}", "optimizer.epochs=3")
+    net = build_net(run, num_classes=CLASSES, size=SIZE, steps_per_epoch=4)
+    assert net.total_steps == 12
+    weights = [float(next(iter(net(*batch()).weights.values()))) for _ in range(3)]
+    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 11 / 12, 10 / 12])
+    with pytest.raises(ConfigError, match="`total_steps` must be given for the schedule 'linear'"):
+        build_net(run, num_classes=CLASSES, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    return run_with("data={kind: scenes, size: [64, 64], num_train: 6, num_val: 2}").data.load("train")
+
+
+@pytest.mark.parametrize("kind", ["gradient", "entropy"])
+def test_a_standard_that_looks_at_data_reads_the_training_samples_as_they_are_trained(kind: str, samples: Samples) -> None:
+    run = run_with(f"method.standard={{kind: {kind}, max_taps: 2, batches: 2}}", "optimizer.batch_size=4")
+    classes = run.data.num_classes
+    with pytest.raises(ConfigError, match=rf"`calibration` must give batches \(images, labels\) for the standard '{kind}', but is None"):
+        build_net(run, num_classes=classes, size=SIZE)
+    net = build_net(run, num_classes=classes, size=SIZE, samples=samples)
+    model = build_model(run, classes)
+    data = [(normalize(samples.images[part]), samples.labels[part].long()) for part in (slice(0, 4), slice(4, 6))]
+    expected = select(run.method.standard, trace(model, torch.zeros(2, 3, *SIZE)), Calibration(model, data, classes, 255, seed=run.seed))  # type: ignore[arg-type]
+    assert [tap.layer.address for tap in net.taps] == [tap.layer.address for tap in expected]
+    assert [tap.reason for tap in net.taps] == [tap.reason for tap in expected]
+    # Looking at data changes neither the weights nor what follows: every arm still begins with the same backbone.
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in net.backbone.state_dict().items())
+
+
+def test_data_are_not_read_by_a_standard_that_does_not_look_at_them() -> None:
+    class Never:
+        def __len__(self) -> int:
+            raise AssertionError("read")
+
+    assert build_net(run_with(), num_classes=CLASSES, size=SIZE, samples=Never()).taps  # type: ignore[arg-type]
 
 
 def test_as_many_losses_as_taps_are_wanted() -> None:

@@ -15,7 +15,8 @@ from imachsr.config.schema import ConfigError, Run, validate
 from imachsr.core.entropy import Regularizer
 from imachsr.core.losses import Brier, Dice, Prototype, SideLoss
 from imachsr.core.output import OutputLoss
-from imachsr.core.selection import ResolutionStandard, Standard
+from imachsr.core.schedules import Profile, Schedule, StopAt
+from imachsr.core.selection import DepthStandard, ResolutionStandard, Standard, UnionStandard
 from imachsr.data import Scenes
 from imachsr.models import TorchvisionModel
 
@@ -185,11 +186,18 @@ def test_every_default_is_written_out_and_reads_back() -> None:
     assert plain["method"]["loss"] == {"temperature": 0.1, "dimension": 32, "kind": "prototype"}
 
 
-FULL = {"camvid": {"root": "x"}, "folder": {"root": "x", "class_names": ["a", "b"]}, "explicit": {"layers": ["a"]}, "torchvision": {"name": "n"}}
+FULL: dict[str, dict[str, Any]] = {
+    "camvid": {"root": "x"},
+    "folder": {"root": "x", "class_names": ["a", "b"]},
+    "explicit": {"layers": ["a"]},
+    "torchvision": {"name": "n"},
+    "union": {"standards": ["depth", {"kind": "resolution", "max_taps": 2}]},
+}
 UNIONS: list[tuple[str, Any]] = [
     ("method.standard", Standard),
     ("method.loss", SideLoss),
     ("method.entropy", Regularizer),
+    ("method.schedule", Schedule),
     ("output_loss", OutputLoss),
     ("data", Run.model_fields["data"].annotation),
     ("model", Run.model_fields["model"].annotation),
@@ -216,6 +224,8 @@ def test_every_kind_is_reached_by_name_and_round_trips(key: str, kind: str) -> N
     assert part["kind"] == kind
     if kind not in FULL:
         assert run_with(f"{key}={kind}") == run
+    else:  # what is named without its settings is a message, not a traceback
+        assert message_of(f"{key}={kind}").startswith(f"{key}")
 
 
 @pytest.mark.parametrize(("key", "kind"), members())
@@ -257,11 +267,11 @@ def test_special_settings_round_trip(raw: dict[str, Any]) -> None:
         ("augment.flipp=1", "augment.flipp: is no setting; nearest: 'flip'"),
         (
             "method.loss=dcie",
-            "method.loss: `kind` must be one of mi_variational, dice, .*, import, but got 'dcie'; nearest: 'dice'",
+            "method.loss: `kind` must be one of mi_variational, soft_ce, .*, import, but got 'dcie'; nearest: 'dice'",
         ),
         ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'prototype'; nearest: 'temperature'"),
         ("method.loss=[dice, {kind: brier, t: 1}]", "method.loss.1: 't' is no setting of 'brier'; known: 'kind'"),
-        ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, but got 'chanel'; nearest: 'channel'"),
+        ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, .*, but got 'chanel'; nearest: 'channel'"),
         ("method.standard=resolutoin", "method.standard: `kind` must be one of .*; nearest: 'resolution'"),
         ("data.kind=camvod", "data: `kind` must be one of scenes, camvid, folder, import, but got 'camvod'; nearest: 'camvid'"),
         ("data.numtrain=2", "data: 'numtrain' is no setting of 'scenes'; nearest: 'num_train'"),
@@ -289,6 +299,83 @@ def test_a_value_of_another_shape_is_a_message(key: str, value: str) -> None:
 def test_settings_that_are_no_mapping_are_refused() -> None:
     with pytest.raises(ConfigError, match="settings must be a mapping of keys to values, but got list"):
         validate(Run, [1])
+
+
+# The method's further settings.
+
+
+def test_a_union_holds_names_mappings_and_standards() -> None:
+    run = run_with("method.standard={kind: union, max_taps: 4, standards: [depth, {kind: resolution, max_taps: 1, direction: up}]}")
+    assert run.method.standard == UnionStandard(standards=(DepthStandard(), ResolutionStandard(max_taps=1, direction="up")), max_taps=4)
+    text = dump_yaml(run_to_dict(run))
+    assert make_run(parse_yaml(text)) == run
+    assert parse_yaml(text)["method"]["standard"]["standards"][1]["direction"] == "up"
+
+
+@pytest.mark.parametrize("profile", get_args(Profile))
+def test_profiles_are_reached_by_name(profile: str) -> None:
+    assert run_with(f"method.profile={profile}").method.profile == profile
+
+
+def test_schedules_and_balance_round_trip() -> None:
+    run = run_with("method.schedule={kind: stop_at, share: 0.25}", "method.grad_ratio=0.5", "method.profile=exp")
+    assert run.method.schedule == StopAt(share=0.25)
+    assert (run.method.grad_ratio, run.method.profile) == (0.5, "exp")
+    assert make_run(parse_yaml(dump_yaml(run_to_dict(run)))) == run
+    assert run_with("method.grad_ratio=null").method.grad_ratio is None
+
+
+def test_losses_by_depth_round_trip() -> None:
+    run = run_with("method.loss={kind: by_depth, early: {kind: prototype, temperature: 0.2}, late: dice, share: 0.25}")
+    assert (run.method.loss.early, run.method.loss.late, run.method.loss.share) == (Prototype(temperature=0.2), Dice(), 0.25)  # type: ignore[union-attr]
+    assert make_run(parse_yaml(dump_yaml(run_to_dict(run)))) == run
+    assert run_with("method.loss={kind: by_depth, early: brier, late: {import: 'a.b:c', x: 1}}").method.loss.late.kwargs == {"x": 1}  # type: ignore[union-attr]
+
+
+def test_the_other_name_of_a_loss_works_in_yaml_as_in_python() -> None:
+    assert run_with("method.loss=pixel_contrast") == run_with("method.loss=infonce")
+    assert run_with("method.loss=[dice, {kind: pixel_contrast, temperature: 0.2}]").method.loss[1].temperature == 0.2  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "method.schedule=cosin",
+            "method.schedule: `kind` must be one of constant, .*, stop_at, but got 'cosin'; nearest: 'cosine'",
+        ),
+        ("method.schedule={kind: warmup, shar: 0.1}", "method.schedule: 'shar' is no setting of 'warmup'; nearest: 'share'"),
+        ("method.schedule={kind: warmup, share: 2}", "method.schedule: `0 < share <= 1` must hold, but got 2"),
+        ("method.schedule={kind: linear, end: -1}", "method.schedule: `end >= 0` must hold, but got -1"),
+        ("method.profile=flat", "method.profile: .*'uniform', 'exp' or 'linear_depth', but got 'flat'"),
+        ("method.grad_ratio=0", "method.grad_ratio: `grad_ratio > 0` must hold, but got 0"),
+        ("method.grad_ratio=-1", "method.grad_ratio: `grad_ratio > 0` must hold, but got -1"),
+        ("method.grad_ratio=.inf", "method.grad_ratio: .*finite"),
+        ("method.loss={kind: by_depth, early: dice}", "method.loss.late: must be given, but is missing"),
+        ("method.loss={kind: by_depth, early: dcie, late: dice}", "method.loss.early: `kind` must be one of .*; nearest: 'dice'"),
+        ("method.loss={kind: by_depth, early: dice, late: brier, share: 1}", "method.loss.share: `share < 1` must hold, but got 1"),
+        ("method.loss={kind: by_depth, early: dice, late: brier, shar: 0.5}", "method.loss.shar: is no setting; nearest: 'share'"),
+        ("method.loss=[]", "method.loss: .*at least 1"),
+        ("method.standard={kind: union, standards: [depth]}", "method.standard: `standards` must hold at least two standards"),
+        ("method.standard={kind: union, standards: [depth, wdith]}", "method.standard: `standard` must be one of .*'wdith'; nearest: 'width'"),
+        ("method.standard={kind: union, standards: [depth, {kind: width, growth: 1}]}", "method.standard: `growth > 1` must hold, but got 1"),
+        (
+            "method.standard={kind: union, standards: [depth, {kind: width, grwth: 2}]}",
+            "method.standard: 'grwth' is no setting of 'width'; nearest: 'growth'",
+        ),
+        (
+            "method.standard={kind: union, standards: [depth, {kind: explicit, max_taps: 2}]}",
+            "method.standard: 'max_taps' is no setting of 'explicit'",
+        ),
+        ("method.standard={kind: width, growth: 0.5}", "method.standard: `growth > 1` must hold, but got 0.5"),
+        ("method.standard={kind: gradient, take: all}", "method.standard.*take"),
+        ("method.standard={kind: probe, batches: 0}", "method.standard: `batches >= 1` must hold, but got 0"),
+        ("method.standard={kind: depth, min_stride: 0.5}", "method.standard: `min_stride >= 1` must hold, but got 0.5"),
+        ("method.entropy={kind: spatial, temperature: 0}", "method.entropy: `temperature > 0` must hold, but got 0"),
+    ],
+)
+def test_further_settings_that_are_wrong_are_one_message_with_their_key(override: str, message: str) -> None:
+    assert re.match(message, message_of(override)), message_of(override)
 
 
 # A setting of one kind does not survive in another.

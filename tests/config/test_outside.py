@@ -60,7 +60,7 @@ def make_flat(num_classes):
 def make_shy(num_classes):
     class Shy(nn.Module):
         def forward(self, images):
-            return [images]
+            return {"scores": images}
     return Shy()
 
 def make_failing(num_classes, error):
@@ -95,7 +95,7 @@ class Margin:
     family: ClassVar[str] = "margin"
     def make_adapter(self, channels, num_classes, generator):
         return nn.Conv2d(channels, num_classes, 1)
-    def __call__(self, z, labels, *, generator):
+    def __call__(self, z, labels):
         keep = labels.hard >= 0
         if not keep.any():
             return z.sum() * 0
@@ -103,6 +103,16 @@ class Margin:
 
 def make_margin(margin):
     return Margin(margin=margin)
+
+@dataclass(frozen=True, kw_only=True)
+class Confused:
+    # A standard that looks at data: layers of the lowest entropy.
+    count: int = 1
+    def select(self, trace, calibration=None):
+        from imachsr import Tap
+        entropies = calibration.channel_entropies(trace.layers, 1)
+        lowest = sorted(range(len(entropies)), key=entropies.__getitem__)[: self.count]
+        return tuple(Tap(layer=trace.layers[index], reason=f"confused: {entropies[index]:.3f}") for index in sorted(lowest))
 
 ready = Margin(margin=3.0)
 
@@ -183,9 +193,8 @@ def test_everything_from_outside_trains(package: Path) -> None:
 
 def test_the_command_line_finds_a_package_on_the_python_path(package: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "imachsr", "train", str(package / "run.yaml"), "--output", str(tmp_path / "out"), "--wandb", "disabled"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(package)}, capture_output=True, text=True, timeout=120, check=False
-    )
+    places = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "checkpoint.pt").is_file()
 
@@ -210,6 +219,22 @@ def test_arguments_reach_a_standard_that_is_a_function_or_a_class(package: Path)
 def test_a_side_loss_may_be_a_class_a_factory_or_an_object(package: Path, loss: dict[str, Any], margin: float) -> None:
     net = net_of(run_with(loss=loss))
     assert [side.margin for side in net.losses] == [margin, margin]  # type: ignore[attr-defined]
+
+
+def test_an_own_standard_may_look_at_data(package: Path) -> None:
+    run = load_run(package / "run.yaml", ["method.standard={import: 'outside_pack.parts:Confused', count: 2}"])
+    net = build_net(run, num_classes=2, size=(32, 32), samples=run.data.load("train"))
+    assert len(net.taps) == 2
+    assert all(tap.reason.startswith("confused: ") for tap in net.taps)
+
+
+def test_an_own_side_loss_may_be_that_of_the_early_or_the_late_taps(package: Path) -> None:
+    own = {"import": "outside_pack.parts:Margin", "margin": 7}
+    for loss, families in (
+        ({"kind": "by_depth", "early": own, "late": "dice"}, ["margin", "overlap"]),
+        ({"kind": "by_depth", "early": "dice", "late": own, "share": 0.3}, ["overlap", "margin"]),
+    ):
+        assert [side.family for side in net_of(run_with(loss=loss)).losses] == families
 
 
 def test_own_and_shipped_side_losses_mix_in_a_list(package: Path) -> None:
@@ -256,7 +281,7 @@ def test_the_family_of_an_own_output_loss_counts_with_and_without_arguments(pack
         ({"model": {"import": "outside_pack.models:make_flat"}}, r"the model's output must be \[2, 2, h, w\] for 2 classes, but is \[2, 2\]"),
         (
             {"model": {"import": "outside_pack.models:make_shy"}},
-            "the model's output must be a tensor, a mapping .*, but got list",
+            r"the model's output must be a tensor, .*, but got dict",
         ),
         ({"model": {"import": "outside_pack.models:make_model", "widht": 1}}, "model: .*unexpected keyword argument 'widht'"),
     ],

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imachsr import IMacHSR
+from imachsr import Brier, IMacHSR
 from imachsr.core.adapters import make_projection
+from imachsr.core.audit import audit
+from imachsr.core.calibration import Calibration
 from imachsr.core.labels import SideLabels
 from imachsr.core.layers import Trace
 from imachsr.core.types import Tap
@@ -23,7 +25,7 @@ class WidestStandard:
     kind: Literal["widest"] = "widest"
     max_taps: int = 2
 
-    def select(self, trace: Trace) -> tuple[Tap, ...]:
+    def select(self, trace: Trace, calibration: Calibration | None = None) -> tuple[Tap, ...]:
         widest = sorted(trace.layers, key=lambda layer: -layer.channels)[: self.max_taps]
         return tuple(Tap(layer=layer, reason=f"widest: {layer.channels} channels") for layer in trace.layers if layer in widest)
 
@@ -49,18 +51,35 @@ class Colour:
     def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
         return make_projection(channels, self.dimension, generator)
 
-    def __call__(self, z: Tensor, labels: SideLabels, *, generator: torch.Generator) -> Tensor:
-        code = torch.eye(labels.soft.shape[1], self.dimension, device=z.device)
-        distance = 1 - F.cosine_similarity(z.float(), torch.einsum("bkhw,kd->bdhw", labels.soft, code), dim=1)
-        return (distance * labels.valid).sum() / labels.valid.sum().clamp(min=1e-6)
+    def __call__(self, z: Tensor, labels: SideLabels) -> Tensor:
+        code = torch.eye(labels.num_classes, self.dimension, device=z.device)
+        return labels.mean(1 - F.cosine_similarity(z.float(), torch.einsum("bkhw,kd->bdhw", labels.soft, code), dim=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Far:
+    """Without a kind, and with everything that a loss may declare: it wants labels of pixels and the output's scores, and gives scores."""
+
+    family: ClassVar[str] = "own"
+    needs_dense: ClassVar[bool] = True
+    needs_output: ClassVar[bool] = True
+    gives_scores: ClassVar[bool] = True
+
+    def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+        return make_projection(channels, num_classes, generator)
+
+    def __call__(self, z: Tensor, labels: SideLabels) -> Tensor:
+        assert labels.output is not None
+        assert not labels.output.requires_grad
+        return labels.mean((z - labels.output).square().mean(1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
     kind: Literal["energy"] = "energy"
 
-    def __call__(self, features: Tensor, valid: Tensor | None = None) -> Tensor:
-        return features.square().mean()
+    def __call__(self, features: Tensor, labels: SideLabels) -> Tensor:
+        return labels.mean(features.square().mean(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +141,34 @@ def test_an_own_regularizer_and_output_loss_are_called() -> None:
     (scale,) = losses.scale.values()
     assert energy.item() >= scale.item() ** 2 * 0.99  # mean square is variance plus squared mean
     losses.total.backward()
+
+
+def test_what_an_own_side_loss_declares_is_heeded() -> None:
+    net = build(standard=WidestStandard(max_taps=1), loss=Far(), entropy="adapter", beta=0.1, heterogeneity="strict")
+    losses = net(nets.images(), nets.labels())
+    losses.total.backward()
+    (side,), (entropy,) = losses.side.values(), losses.entropy.values()
+    z = net.adapters[0](net.backbone.stage2[0].conv(net.backbone.stage1(net.backbone.stem(nets.images()))))
+    teacher = F.adaptive_avg_pool2d(losses.prediction, z.shape[2:])
+    torch.testing.assert_close(side, (z - teacher).square().mean())
+    confidence = 1 + (F.softmax(z, 1) * F.log_softmax(z, 1)).sum(1).mean() / torch.tensor(3.0).log()
+    torch.testing.assert_close(entropy, confidence)
+    assert bool(net.adapters[0].weight.grad.any())
+
+
+def test_an_own_side_loss_that_wants_pixels_is_refused_without_them() -> None:
+    body = nets.Encoder()
+    model = nn.Sequential(body.stem, body.stage1, body.stage2, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    net = IMacHSR(model, example=nets.images(), num_classes=3, standard=WidestStandard(max_taps=1), loss=Far())
+    with pytest.raises(ValueError, match=r"the side loss Far\(\) must have labels of pixels \[B, H, W\], but got one label an image"):
+        net(nets.images(), torch.tensor([0, 2]))
+
+
+def test_an_own_side_loss_without_a_kind_is_audited_under_its_class() -> None:
+    angles = audit([Far(), Brier()], draws=3)
+    assert {(angle.first, angle.second) for angle in angles} == {
+        ("cross_entropy (output)", "Far"),
+        ("cross_entropy (output)", "brier"),
+        ("Far", "brier"),
+    }
+    assert not any(angle.same_family or angle.is_equivalent for angle in angles)

@@ -1,59 +1,129 @@
 import random
+from itertools import product
+from math import prod
 
 import pytest
 import torch
 from torch import Tensor
 
-from imachsr.core.labels import TapLabels
+from imachsr.core.labels import SideLabels, TapLabels
+from imachsr.core.ranks import Ranks
 
-SIZES = [((8, 8), (4, 4)), ((7, 9), (3, 4)), ((13, 11), (5, 3)), ((6, 6), (1, 1)), ((4, 4), (4, 4)), ((4, 6), (8, 6)), ((28, 14), (4, 2))]
+SIZES = [
+    ((8, 8), (4, 4)),
+    ((7, 9), (3, 4)),
+    ((13, 11), (5, 3)),
+    ((6, 6), (1, 1)),
+    ((4, 4), (4, 4)),
+    ((28, 14), (4, 2)),
+    ((4, 6), (8, 6)),
+    ((3, 4), (7, 9)),
+    ((2, 9), (82, 4)),
+    ((1, 1), (3, 2)),
+    ((3, 8, 6), (3, 4, 2)),
+    ((5, 7, 6), (2, 3, 4)),
+    ((2, 4, 4), (5, 2, 6)),
+]
+"""Of the labels and of the tap: divisible or not, coarser, finer, and both at once; the same for volumes."""
 
 
-def window(index: int, full: int, small: int) -> range:
-    """Rows that a row of the tap covers: from floor(i H / h) to ceil((i + 1) H / h)."""
-    return range(index * full // small, -(-(index + 1) * full // small))
+def drawn(size: tuple[int, ...], num_classes: int, void: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, num_classes, (2, *size), generator=generator)
+    return torch.where(torch.rand(labels.shape, generator=generator) < void, 255, labels)
 
 
-def drawn(size: tuple[int, int], num_classes: int, void: float, seed: int) -> Tensor:
-    rng = random.Random(seed)
-    return torch.tensor(
-        [[[255 if rng.random() < void else rng.randrange(num_classes) for _ in range(size[1])] for _ in range(size[0])] for _ in range(2)]
-    )
+def pixels_of(full: tuple[int, ...], small: tuple[int, ...]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """Each cell's pixels, from the definition: by the pixel where the tap is coarser, by the cell where it is finer."""
+    ways = []
+    for have, wanted in zip(full, small, strict=True):
+        ways.append(
+            {cell: [i for i in range(have) if i * wanted // have == cell] for cell in range(wanted)}
+            if wanted <= have
+            else {cell: [cell * have // wanted] for cell in range(wanted)}
+        )
+    return {cell: list(product(*(way[i] for way, i in zip(ways, cell, strict=True)))) for cell in product(*(range(n) for n in small))}
 
 
 @pytest.mark.parametrize("void", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("num_classes", [2, 7])
 @pytest.mark.parametrize(("full", "small"), SIZES)
-def test_labels_of_a_tap_are_counts_over_its_windows(full: tuple[int, int], small: tuple[int, int], num_classes: int, void: float) -> None:
-    for seed in range(3):
-        labels = drawn(full, num_classes, void, seed)
-        at = TapLabels(labels, num_classes, 255).at(small)
-        for b in range(2):
-            for i in range(small[0]):
-                for j in range(small[1]):
-                    seen = [int(labels[b, y, x]) for y in window(i, full[0], small[0]) for x in window(j, full[1], small[1])]
-                    counts = [seen.count(k) for k in range(num_classes)]
-                    valid = sum(counts)
-                    assert float(at.valid[b, i, j]) == pytest.approx(valid / len(seen), abs=1e-6)
-                    shares = [count / max(valid, 1) for count in counts]
-                    assert at.soft[b, :, i, j].tolist() == pytest.approx(shares, abs=1e-5)
-                    majority = counts.index(max(counts)) if 2 * valid >= len(seen) else -1
-                    assert int(at.hard[b, i, j]) == majority
+def test_labels_of_a_tap_are_counts_over_its_cells(full: tuple[int, ...], small: tuple[int, ...], num_classes: int, void: float) -> None:
+    labels = drawn(full, num_classes, void, seed=len(full) + small[0])
+    at = TapLabels(labels, num_classes, 255).at(small)
+    shape = (prod(small[:-1]), small[-1])
+    assert at.hard.shape == at.valid.shape == (2, *shape)
+    assert at.soft.shape == (2, num_classes, *shape)
+    assert at.num_classes == num_classes
+    for b in range(2):
+        for cell, pixels in pixels_of(full, small).items():
+            row, column = (cell[0], cell[1]) if len(cell) == 2 else (cell[0] * small[1] + cell[1], cell[2])
+            seen = [int(labels[b][pixel]) for pixel in pixels]
+            counts = [seen.count(k) for k in range(num_classes)]
+            valid = sum(counts)
+            assert at.valid[b, row, column].item() == pytest.approx(valid / len(seen), rel=1e-6)
+            assert at.soft[b, :, row, column].tolist() == pytest.approx([count / max(valid, 1) for count in counts], rel=1e-6)
+            assert int(at.hard[b, row, column]) == (counts.index(max(counts)) if 2 * valid >= len(seen) else -1)
 
 
-def test_half_of_valid_pixels_is_enough_whatever_their_classes() -> None:
-    # The shares of many classes, each rounded, may sum to less than one half.
-    for seed in range(200):
-        rng = random.Random(seed)
-        half = rng.randint(3, 22)
-        labels = torch.tensor([*(rng.randrange(11) for _ in range(half)), *[255] * half]).reshape(1, half, 2)
-        assert int(TapLabels(labels, 11, 255).at((1, 1)).hard) >= 0, seed
+@pytest.mark.parametrize(("full", "small"), [pair for pair in SIZES if all(s <= f for f, s in zip(*pair, strict=True))])
+def test_each_pixel_counts_in_exactly_one_cell(full: tuple[int, ...], small: tuple[int, ...]) -> None:
+    hits = torch.zeros(2, dtype=torch.int64)
+    for pixel in product(*(range(n) for n in full)):
+        labels = torch.full((1, *full), 255)
+        labels[(0, *pixel)] = 1
+        at = TapLabels(labels, 2, 255).at(small)
+        assert int((at.valid > 0).sum()) == 1
+        hits += (at.soft.sum((0, 2, 3)) > 0).long()
+    assert hits.tolist() == [0, prod(full)]
 
 
-def test_types_and_shapes_are_as_stated() -> None:
-    at = TapLabels(drawn((8, 6), 3, 0.2, 0), 3, 255).at((4, 3))
+def test_cells_of_a_partition_are_as_large_as_each_other_to_one_pixel_an_axis() -> None:
+    for full, small in [(7, 3), (13, 5), (100, 7), (255, 64)]:
+        sizes = [len(pixels) for pixels in pixels_of((full,), (small,)).values()]
+        assert sum(sizes) == full
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("half", [1, 2, 3, 7, 31, 127, 4095])
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_half_of_valid_pixels_is_enough_and_one_less_is_not(half: int, extra: int) -> None:
+    # The shares of many classes, each rounded, may sum to less than one half; the counts cannot.
+    rng = random.Random(half)
+    valid = half + extra
+    labels = torch.tensor([*(rng.randrange(11) for _ in range(valid)), *[255] * (2 * half - valid)]).reshape(1, half, 2)
+    at = TapLabels(labels, 11, 255).at((1, 1))
+    assert (int(at.hard) >= 0) == (extra >= 0)
+    if extra == 0:
+        assert at.valid.item() == 0.5
+    assert at.soft.sum().item() == pytest.approx(min(valid, 1), abs=1e-5)
+
+
+def test_one_label_an_image_stands_at_a_single_position_of_every_tap() -> None:
+    labels = TapLabels(torch.tensor([2, 255, 0]), 3, 255)
+    at = labels.at((7, 5))
+    assert not labels.is_dense
+    assert not at.is_dense
+    assert at.hard.tolist() == [[[2]], [[-1]], [[0]]]
+    assert at.valid.tolist() == [[[1.0]], [[0.0]], [[1.0]]]
+    assert at.soft[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert labels.at((2, 4, 4)).hard.shape == (3, 1, 1)
+
+
+def test_slices_of_a_volume_lie_below_each_other() -> None:
+    labels = torch.stack([torch.zeros(4, 6), torch.ones(4, 6)]).long()[None]
+    at = TapLabels(labels, 2, 255).at((2, 2, 3))
+    assert at.hard.tolist() == [[[0, 0, 0], [0, 0, 0], [1, 1, 1], [1, 1, 1]]]
+
+
+def test_types_are_as_stated_and_what_is_shared_is_handed_on() -> None:
+    draw, ranks = torch.tensor(5), Ranks(world=1)
+    at = TapLabels(drawn((8, 6), 3, 0.2, 0), 3, 255, draw=draw, ranks=ranks).at((4, 3))
     assert (at.hard.dtype, at.soft.dtype, at.valid.dtype) == (torch.int64, torch.float32, torch.float32)
-    assert (at.hard.shape, at.soft.shape, at.valid.shape) == ((2, 4, 3), (2, 3, 4, 3), (2, 4, 3))
+    assert at.draw is draw
+    assert at.ranks is ranks
+    assert at.is_dense
+    assert at.output is None
 
 
 def test_another_ignored_label_may_lie_among_the_classes() -> None:
@@ -61,6 +131,13 @@ def test_another_ignored_label_may_lie_among_the_classes() -> None:
     at = TapLabels(labels, 3, 2).at((2, 2))
     assert at.hard.tolist() == [[[0, 1], [-1, -1]]]
     assert at.valid.tolist() == [[[1, 1], [0, 0]]]
+
+
+@pytest.mark.parametrize("ignore", [-1, -100, 255])
+def test_the_ignored_label_may_lie_on_either_side_of_the_classes(ignore: int) -> None:
+    at = TapLabels(torch.tensor([[[0, ignore], [ignore, 1]]]), 2, ignore).at((4, 1))
+    assert at.hard.tolist() == [[[0], [0], [1], [1]]]
+    assert at.valid.unique().tolist() == [0.5]
 
 
 def test_a_size_is_computed_once() -> None:
@@ -72,8 +149,36 @@ def test_a_size_is_computed_once() -> None:
 def test_the_callers_labels_are_left_alone() -> None:
     labels = drawn((8, 8), 3, 0.5, 0)
     before = labels.clone()
-    TapLabels(labels, 3, 255).at((4, 4))
+    for size in ((4, 4), (16, 3)):
+        TapLabels(labels, 3, 255).at(size)
     assert torch.equal(labels, before)
+
+
+# ---- means over valid pixels ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_over_valid_shares_or_other_weights() -> None:
+    labels = TapLabels(drawn((8, 8), 3, 0.4, 0), 3, 255).at((4, 4))
+    values = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    triples = list(zip(values.flatten().tolist(), labels.valid.flatten().tolist(), labels.hard.flatten().tolist(), strict=True))
+    expected = sum(value * share for value, share, _ in triples) / sum(share for _, share, _ in triples)
+    assert labels.mean(values).item() == pytest.approx(expected, rel=1e-6)
+    seen = [value for value, _, y in triples if y == 1]
+    assert labels.mean(values, (labels.hard == 1).double()).item() == pytest.approx(sum(seen) / len(seen), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", [1e-3, 1e-8, 1e-30])
+def test_a_mean_over_little_is_a_mean_and_over_nothing_a_connected_zero(weight: float) -> None:
+    labels = SideLabels(hard=torch.zeros(1, 2, 2).long(), soft=torch.ones(1, 2, 2, 2) / 2, valid=torch.full((1, 2, 2), weight))
+    values = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], requires_grad=True)
+    assert labels.mean(values).item() == pytest.approx(2.5, rel=1e-6)
+    nothing = labels.mean(values, torch.zeros(1, 2, 2))
+    assert nothing.item() == 0
+    (grad,) = torch.autograd.grad(nothing, values)
+    assert not bool(grad.any())
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
@@ -82,16 +187,25 @@ def test_labels_of_another_type_are_refused_with_the_way_out(dtype: torch.dtype)
         TapLabels(torch.zeros(1, 4, 4, dtype=dtype), 3, 255)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4)])
+@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 1, 4, 4), ()])
 def test_labels_of_another_rank_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"`labels` must have shape \[B, H, W\], but got \("):
+    got = str(shape).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=rf"`labels` must have shape \[B, H, W\], \[B, D, H, W\] or \[B\] \(one an image\), but got {got}"):
         TapLabels(torch.zeros(shape, dtype=torch.int64), 3, 255)
 
 
 @pytest.mark.parametrize("wrong", [3, -1, 254])
-def test_a_label_outside_the_classes_is_told_with_value_place_and_count(wrong: int) -> None:
-    labels = torch.zeros(2, 4, 5, dtype=torch.int64)
-    labels[1, 2, 3] = labels[1, 3, 0] = wrong
-    labels[0, 0, 0] = 255
-    with pytest.raises(ValueError, match=rf"in 0\.\.2 or 255 \(ignored\), but got {wrong} at \[b, y, x\] = \[1, 2, 3\], and 2 such pixels in all"):
+@pytest.mark.parametrize(
+    ("shape", "where", "axes"),
+    [((2, 4, 5), (1, 2, 3), r"\[b, y, x\]"), ((2, 2, 4, 5), (1, 0, 2, 3), r"\[b, z, y, x\]"), ((4,), (2,), r"\[b\]")],
+    ids=["maps", "volumes", "one an image"],
+)
+def test_a_label_outside_the_classes_is_told_with_value_place_and_count(
+    wrong: int, shape: tuple[int, ...], where: tuple[int, ...], axes: str
+) -> None:
+    labels = torch.zeros(shape, dtype=torch.int64)
+    labels[where] = labels[tuple(n - 1 for n in shape)] = wrong
+    labels[(0,) * len(shape)] = 255
+    place = ", ".join(map(str, where))
+    with pytest.raises(ValueError, match=rf"in 0\.\.2 or 255 \(ignored\), but got {wrong} at {axes} = \[{place}\], and 2 such labels in all"):
         TapLabels(labels, 3, 255)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from imachsr import IMacHSR, trace
-from imachsr.core.adapters import to_nchw
-from imachsr.core.layers import Trace, named_tensors, token_grid
+from imachsr.core.layers import Trace
+from imachsr.core.layout import to_nchw
+from imachsr.core.tracing import named_tensors
 from tests.core import nets
 
 ARCHITECTURES = [
@@ -165,23 +166,6 @@ def test_tokens_in_front_of_the_batch_are_told_apart() -> None:
     assert {layer.address: layer.layout for layer in layers}["outer.0"] == "NBC"
 
 
-@pytest.mark.parametrize(("tokens", "size", "grid"), [(197, (224, 224), (14, 14, 1)), (261, (256, 256), (16, 16, 5)), (96, (64, 96), (8, 12, 0))])
-def test_token_grid_of_known_models(tokens: int, size: tuple[int, int], grid: tuple[int, int, int]) -> None:
-    assert token_grid(tokens, size) == grid
-
-
-def test_tokens_without_a_grid_are_an_error() -> None:
-    with pytest.raises(ValueError, match="tokens must form a grid of the input's aspect, but got 220 tokens"):
-        token_grid(220, (64, 64))
-
-
-def test_to_nchw_puts_every_layout_in_the_same_order() -> None:
-    image = torch.arange(2 * 3 * 4 * 8.0).reshape(2, 3, 4, 8)
-    tokens = torch.cat([torch.full((2, 1, 3), -1.0), image.flatten(2).transpose(1, 2)], 1)
-    for layout, tensor in {"NCHW": image, "NHWC": image.permute(0, 2, 3, 1), "BNC": tokens, "NBC": tokens.transpose(0, 1)}.items():
-        assert torch.equal(to_nchw(tensor, layout, (32, 64)), image), layout
-
-
 def test_windows_folded_into_the_batch_are_no_candidate() -> None:
     assert addresses(nets.Windowed()) == ["stem"]
 
@@ -205,41 +189,6 @@ def test_frozen_layers_are_no_candidates() -> None:
     assert not [name for name in found if name.startswith(("stem", "stage1"))]
 
 
-def test_the_probe_leaves_everything_as_it_was() -> None:
-    torch.manual_seed(0)
-    model = nets.Stateful()
-    model.frozen.eval()
-    model.body.weight.grad = torch.randn_like(model.body.weight)
-    handle = model.body.register_forward_hook(lambda *_: None)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    buffers = {name: id(value) for name, value in model.named_buffers()}
-    modes = {name: module.training for name, module in model.named_modules()}
-    grad, state = model.body.weight.grad.clone(), torch.get_rng_state()
-    example = nets.images(1)
-    trace(model, example)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
-    assert {name: id(value) for name, value in model.named_buffers()} == buffers
-    assert {name: module.training for name, module in model.named_modules()} == modes
-    assert torch.equal(model.body.weight.grad, grad)
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == ["body.weight"]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert sum(len(module._forward_hooks) for module in model.modules()) == 1
-    assert torch.equal(example, nets.images(1))
-    handle.remove()
-
-
-def test_a_failing_forward_leaves_the_model_as_it_was() -> None:
-    model = nets.Norm(inplace=False)
-    model.head = nn.Conv2d(5, 3, 1)  # does not fit
-    model.eval()
-    before = model.norm.running_mean.clone()
-    with pytest.raises(RuntimeError, match="expected input"):
-        trace(model, nets.images())
-    assert not any(module.training or module._forward_hooks for module in model.modules())
-    assert torch.equal(model.norm.running_mean, before)
-
-
 def test_same_model_and_shape_give_the_same_layers_whatever_the_random_state() -> None:
     model = nets.LayerDrop()
     found: set[tuple[Any, ...]] = set()
@@ -256,9 +205,9 @@ def test_candidates_do_not_depend_on_the_mode_in_which_the_model_is_found(mode: 
         assert addresses(model) == ["conv", "norm", "act"]
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 3, 4, 32, 32), (0, 3, 32, 32)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 3), (0, 3, 32, 32), (0, 3, 8, 8, 8), (1, 3, 2, 8, 8, 8)])
 def test_an_example_of_another_rank_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"`example` must be images \[B, C, H, W\], but got a tensor of shape"):
+    with pytest.raises(ValueError, match=r"`example` must be images \[B, C, H, W\] or volumes \[B, C, D, H, W\], but got a tensor of shape"):
         trace(nets.Encoder(), torch.zeros(shape))
 
 
@@ -268,7 +217,7 @@ def test_a_model_without_a_layer_to_supervise_is_refused() -> None:
 
 
 def test_a_model_that_gives_no_scores_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"the model's output must be a tensor, a mapping with 'out', or have `\.logits`, but got SimpleNamespace"):
+    with pytest.raises(TypeError, match=r"the model's output must be .*but got SimpleNamespace"):
         trace(nets.Wrapped("number"), nets.images())
 
 
@@ -288,7 +237,7 @@ def test_what_a_candidate_tells_is_true_of_its_tensor(traced: tuple[nn.Module, T
     for layer in found.layers:
         image = to_nchw(tensors[layer.address], layer.layout, (64, 64))
         assert tuple(image.shape) == (2, layer.channels, layer.height, layer.width), layer.address
-        assert layer.stride == 64 / layer.height
+        assert layer.stride == 64 / layer.width
         assert layer.cls == type(modules[layer.module]).__name__
         assert layer.params == sum(p.numel() for p in modules[layer.module].parameters())
         assert tensors[layer.address].requires_grad
@@ -317,3 +266,46 @@ def test_a_train_step_is_finite_and_reaches_every_adapter(traced: tuple[nn.Modul
     assert len(losses.side) == len(losses.entropy) == 3
     for adapter in net.adapters:
         assert float(adapter.weight.grad.abs().sum()) > 0
+
+
+class Volumes(nn.Module):
+    """A classifier of voxels, with a stage that is coarser along the depth than in the plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 6, 3, stride=(4, 2, 2), padding=1)
+        self.head = nn.Conv3d(6, nets.NUM_CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        return nn.functional.interpolate(self.head(self.down(self.stem(x))), size=size, mode="trilinear")
+
+
+def test_the_slices_of_a_volume_lie_below_each_other() -> None:
+    found = trace(Volumes(), torch.randn(1, 1, 8, 16, 32))
+    assert found.input_size == (8, 16, 32)
+    assert [(layer.address, layer.layout, layer.channels, layer.height, layer.width, layer.stride) for layer in found.layers] == [
+        ("stem", "NCDHW", 4, 8 * 16, 32, 1.0),
+        ("down", "NCDHW", 6, 2 * 8, 16, 2.0),
+    ]
+
+
+def test_a_classifier_has_candidates_up_to_its_pooling() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    assert addresses(model) == ["0", "1", "2"]
+
+
+def test_the_block_of_an_output_is_that_of_the_innermost_module_that_is_one() -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(nets.Block(3, 8, 1), nets.Block(8, 8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x)
+
+    layers = trace(nn.Sequential(Body(), nn.Conv2d(8, 3, 1)), nets.images()).layers
+    assert [(layer.address, layer.container, layer.block_cls) for layer in layers if layer.container] == [
+        ("0.blocks.0", "0.blocks", "Block"),
+        ("0", "0.blocks", "Block"),  # the body's output is its last block's: the outermost names it, the block says what it is
+    ]

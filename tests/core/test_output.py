@@ -41,7 +41,11 @@ def ohem(logits: Tensor, labels: Tensor, keep: float) -> float:
 def test_cross_entropy_is_pytorchs_with_its_weights_and_smoothing(weights: tuple[float, ...] | None, smoothing: float) -> None:
     logits, labels = draw()
     reference = nn.CrossEntropyLoss(None if weights is None else torch.tensor(weights).double(), ignore_index=255, label_smoothing=smoothing)
-    assert torch.equal(CrossEntropy(class_weights=weights, label_smoothing=smoothing)(logits, labels), reference(logits, labels))
+    value, known = CrossEntropy(class_weights=weights, label_smoothing=smoothing)(logits, labels), reference(logits, labels)
+    if smoothing:
+        torch.testing.assert_close(value, known, rtol=1e-12, atol=0)
+    else:
+        assert torch.equal(value, known)  # what a user has trained with before stays the same to the last bit
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 1.0])
@@ -83,12 +87,14 @@ def test_with_every_pixel_ignored_the_loss_is_a_zero_that_is_still_connected(mem
     assert not bool(logits.grad.any())
 
 
-def test_pixels_of_classes_without_weight_alone_are_a_zero_too() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_pixels_of_classes_without_weight_alone_are_a_zero_too(smoothing: float) -> None:
     logits, labels = draw(void=0.3)
     labels = torch.where(labels == 255, 255, 1)
-    value = CrossEntropy(class_weights=(1.0, 0.0, 1.0, 1.0), label_smoothing=0.1)(logits.requires_grad_(), labels)
+    value = CrossEntropy(class_weights=(1.0, 0.0, 1.0, 1.0), label_smoothing=smoothing)(logits.requires_grad_(), labels)
     assert value.item() == 0
-    assert value.requires_grad
+    (grad,) = torch.autograd.grad(value, logits)
+    assert not bool(grad.any())
 
 
 @every
@@ -105,6 +111,26 @@ def test_scores_of_another_size_are_resized_to_the_labels(member: Any) -> None:
     _, labels = draw()
     resized = F.interpolate(logits, size=(6, 8), mode="bilinear", align_corners=False)
     assert torch.equal(member()(logits, labels), member()(resized, labels))
+
+
+@every
+def test_an_image_a_label_and_volumes_are_scored_as_maps_are(member: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.tensor([0, 255, 3, 1])
+    logits = torch.randn(4, K, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(member()(logits, labels), member()(logits[..., None, None], labels[:, None, None]))
+    volume, given = torch.randn(2, K, 3, 4, 5, generator=generator), torch.randint(0, K, (2, 3, 4, 5), generator=generator)
+    torch.testing.assert_close(member()(volume, given), member()(volume.flatten(2, 3), given.flatten(1, 2)))
+    coarse = torch.randn(2, K, 3, 2, 3, generator=generator)
+    resized = F.interpolate(coarse, size=(3, 4, 5), mode="trilinear", align_corners=False)
+    torch.testing.assert_close(member()(coarse, given), member()(resized, given))
+
+
+@every
+def test_scores_without_the_labels_axes_are_refused(member: Any) -> None:
+    _, labels = draw()
+    with pytest.raises(ValueError, match=r"scores must be \[B, K, \.\.\.\] for labels \[2, 6, 8\], but got \[2, 4\]"):
+        member()(torch.zeros(2, K), labels)
 
 
 @every
@@ -134,15 +160,17 @@ def test_an_auxiliary_output_counts_by_its_weight(member: Any, weight: float) ->
 
 def test_scores_are_found_in_what_models_give() -> None:
     logits, _ = draw()
-    for output in (logits, {"out": logits, "aux": logits + 1}, OrderedDict(out=logits), SimpleNamespace(logits=logits)):
+    structures = [{"out": logits, "aux": logits + 1}, OrderedDict(out=logits), SimpleNamespace(logits=logits), (logits, None), [logits, logits + 1]]
+    for output in (logits, *structures):
         assert logits_of(output) is logits
 
 
 @pytest.mark.parametrize(
-    ("output", "name"), [([torch.zeros(1)], "list"), ({"scores": torch.zeros(1)}, "dict"), ({"out": 3}, "int"), (None, "NoneType")]
+    ("output", "name"),
+    [([], "list"), ((None, torch.zeros(1)), "tuple"), ({"scores": torch.zeros(1)}, "dict"), ({"out": 3}, "int"), (None, "NoneType")],
 )
 def test_another_output_is_refused(output: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"must be a tensor, a mapping with 'out', or have `\.logits`, but got {name}"):
+    with pytest.raises(TypeError, match=rf"must be a tensor, a tuple that begins with one, a mapping with 'out', or have `\.logits`, but got {name}"):
         logits_of(output)
 
 

@@ -1,6 +1,8 @@
+import math
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, replace
 from itertools import groupby
 from math import ceil
 from typing import Any, get_args
@@ -8,19 +10,63 @@ from typing import Any, get_args
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from torch import Tensor, nn
 
-from imachsr import AutoStandard, DepthStandard, ExplicitStandard, ResolutionStandard, StageStandard, trace
+from imachsr import (
+    AttentionStandard,
+    AutoStandard,
+    BottleneckStandard,
+    DepthStandard,
+    ExplicitStandard,
+    FlopsStandard,
+    FusionStandard,
+    ParamsStandard,
+    ReceptiveFieldStandard,
+    ResolutionStandard,
+    StageStandard,
+    UnionStandard,
+    WidthStandard,
+    trace,
+)
+from imachsr.core.calibration import Calibration
 from imachsr.core.layers import Trace
-from imachsr.core.selection import Placement, Standard, parse_standard, select
-from imachsr.core.types import LayerInfo, Tap
+from imachsr.core.selection import Standard, parse_standard, select
+from imachsr.core.selection.measured import MeasuredStandard
+from imachsr.core.selection.rule import Placement, Rule
+from imachsr.core.types import LayerInfo, Site, Tap
 from tests.core import nets
 
-RULES = [member for member in get_args(Standard) if member is not ExplicitStandard]
+RULES = [member for member in get_args(Standard) if member not in (ExplicitStandard, UnionStandard)]
 rule = pytest.mark.parametrize("member", RULES, ids=lambda member: member.kind)
 
 
-def made(sizes: Sequence[tuple[int, int]], containers: Sequence[str] | None = None, blocks: Sequence[str] | None = None) -> Trace:
+class Measured(Calibration):
+    """Data are not what these tests are about: the measurements are drawn, the same for the same layers."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _drawn(self, layers: Sequence[LayerInfo], batches: int) -> list[float]:
+        rng = random.Random(len(layers))
+        return [rng.random() for _ in layers]
+
+    gradient_ratios = channel_entropies = probe_information = _drawn
+
+
+def made(
+    sizes: Sequence[tuple[int, int]],
+    containers: Sequence[str] | None = None,
+    blocks: Sequence[str] | None = None,
+    *,
+    channels: Sequence[int] | None = None,
+    flops: Sequence[int] | None = None,
+    params: Sequence[int] | None = None,
+    fields: Sequence[float] | None = None,
+    sites: Sequence[Site] = (),
+    totals: tuple[int, int] | None = None,
+) -> Trace:
     """A trace of layers ``l0, l1, ...`` of these (h, w)."""
+    total = len(sizes)
     layers = [
         LayerInfo(
             address=f"l{index}",
@@ -32,7 +78,7 @@ def made(sizes: Sequence[tuple[int, int]], containers: Sequence[str] | None = No
             depth=1,
             cls="Conv2d",
             layout="NCHW",
-            channels=8,
+            channels=channels[index] if channels else 8,
             height=h,
             width=w,
             stride=64 / h,
@@ -41,22 +87,49 @@ def made(sizes: Sequence[tuple[int, int]], containers: Sequence[str] | None = No
             signature="",
             container=containers[index] if containers else "",
             block_cls=blocks[index] if blocks else "Block" if containers else "",
+            flops=flops[index] if flops else 100 * (index + 1),
+            params_used=params[index] if params else 10 * (index + 1),
+            receptive_field=fields[index] if fields else 1.0 + 2 * index,
         )
         for index, (h, w) in enumerate(sizes)
     ]
-    return Trace(layers=tuple(layers), num_calls=len(layers), input_size=(64, 64), module_names=tuple(layer.module for layer in layers))
+    spent = totals or (layers[-1].flops, layers[-1].params_used)
+    return Trace(
+        layers=tuple(layers),
+        sites=tuple(sites),
+        flops=spent[0],
+        params=spent[1],
+        num_calls=total,
+        input_size=(64, 64),
+        module_names=tuple(layer.module for layer in layers),
+    )
+
+
+def site(kind: str, before: int | None, after: int | None, detail: str = "cat", module: str = "") -> Site:
+    named = [None if index is None else f"l{index}" for index in (before, after)]
+    return Site(kind=kind, detail=detail, module=module, before=named[0], after=named[1])
 
 
 def chosen(standard: Any, found: Trace) -> list[int]:
     """Positions of the taps; fewer than asked for is fine here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        taps = select(standard, found)
+        taps = select(standard, found, Measured())
     return [found.layers.index(tap.layer) for tap in taps]
 
 
+def reasons(standard: Any, found: Trace) -> list[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [tap.reason for tap in select(standard, found, Measured())]
+
+
 FLAT = [made([(16, 16)] * total) for total in range(1, 30)]
-HOURGLASS = made([(64, 64), (32, 32), (32, 32), (16, 16), (16, 16), (16, 16), (32, 32), (64, 64)])
+HOURGLASS = made(
+    [(64, 64), (32, 32), (32, 32), (16, 16), (16, 16), (16, 16), (32, 32), (64, 64)],
+    channels=[4, 4, 8, 8, 8, 8, 8, 8],
+    sites=[site("attention", 2, 3), site("attention", 4, 5), site("fusion", 5, 6), site("fusion", 6, 7)],
+)
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3, 5])
@@ -125,21 +198,81 @@ def test_a_single_run_that_spans_the_net_is_split_in_equal_parts(parts: int) -> 
     assert [tap.layer.address for tap in taps] == [f"blocks.{6 * part // parts - 1}" for part in range(1, parts + 1)]
 
 
-@pytest.mark.parametrize(("standard", "why"), [(ResolutionStandard(), "no change of resolution"), (StageStandard(), "no run of blocks")])
-def test_a_rule_that_offers_nothing_falls_back_to_depth_and_says_so(standard: Any, why: str) -> None:
-    assert chosen(standard, FLAT[10]) == chosen(DepthStandard(), FLAT[10])
-    assert all(tap.reason.endswith(f"({why})") for tap in select(standard, FLAT[10]))
+@pytest.mark.parametrize(
+    ("standard", "found", "why"),
+    [
+        (ResolutionStandard(), FLAT[10], "no change of resolution"),
+        (StageStandard(), FLAT[10], "no change of resolution"),
+        (BottleneckStandard(), FLAT[10], "no bottleneck"),
+        (WidthStandard(), FLAT[10], "no growth of channels"),
+        (FlopsStandard(), made([(16, 16)] * 10, flops=[0] * 10), "no FLOPs were counted"),
+        (FlopsStandard(), made([(16, 16)] * 10, flops=[1] * 10, totals=(1000, 1)), "all FLOPs come after the candidates"),
+        (ParamsStandard(), made([(16, 16)] * 10, params=[0] * 10), "no parameters"),
+        (ParamsStandard(), made([(16, 16)] * 10, params=[1] * 10, totals=(1, 1000)), "all parameters come after the candidates"),
+        (ReceptiveFieldStandard(), made([(16, 16)] * 10, fields=[5.0] * 10), "one receptive field"),
+    ],
+)
+def test_a_rule_that_offers_nothing_falls_back_to_depth_and_says_so(standard: Any, found: Trace, why: str) -> None:
+    assert chosen(standard, found) == chosen(DepthStandard(), found)
+    assert all(reason.startswith("depth: candidate ") and reason.endswith(f"({why})") for reason in reasons(standard, found))
 
 
-def test_auto_takes_resolution_then_stage_then_depth() -> None:
+def test_auto_takes_the_first_of_resolution_stage_and_depth_that_offers_enough() -> None:
     blocks = made([(16, 16)] * 12, ["a"] * 12)
-    both = made([(64, 64), (32, 32), (32, 32), (16, 16), (16, 16)], ["a", "b", "", "", "c"])
+    both = made([(16, 16), (8, 8), (8, 8), (4, 4), (4, 4), (2, 2), (2, 2)], ["a", "b", "", "", "c", "", ""])
+    # Two changes of resolution and three stages: the stages are enough.
+    stages = made([(16, 16), (16, 16), (8, 8), (8, 8), (4, 4), (4, 4)], ["a", "a", "b", "c", "d", "d"])
+    # Two changes, and nothing else of its own: the steps in depth are enough.
+    short = made([(16, 16)] * 4 + [(8, 8)] * 4 + [(4, 4)] * 4)
     assert chosen(StageStandard(), both) != chosen(ResolutionStandard(), both)
-    for found, standard in ((both, ResolutionStandard()), (blocks, StageStandard()), (FLAT[11], DepthStandard())):
-        assert chosen(AutoStandard(), found) == chosen(standard, found)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert {tap.reason.split(":")[0] for tap in select("auto", found)} == {standard.kind}
+    for found, standard in ((both, ResolutionStandard()), (blocks, StageStandard()), (stages, StageStandard()), (short, DepthStandard())):
+        uniform = AutoStandard(placement="uniform")
+        assert chosen(uniform, found) == chosen(standard, found)
+        assert {reason.split(":")[0] for reason in reasons(uniform, found)} == {standard.kind}
+
+
+def test_auto_takes_what_there_is_when_nothing_is_enough() -> None:
+    # Nothing offers 9: the changes of resolution, as the first, are taken.
+    found = made([(16, 16), (16, 16), (8, 8), (4, 4)])
+    assert chosen(AutoStandard(max_taps=9), found) == chosen(ResolutionStandard(max_taps=9), found)
+
+
+def test_auto_leaves_out_what_is_finer_than_a_quarter_of_the_input() -> None:
+    sizes = [(64, 64)] * 6 + [(32, 32)] * 6 + [(16, 16)] * 3 + [(8, 8)] * 3 + [(4, 4)] * 3 + [(2, 2)] * 3
+    found = made(sizes)
+    assert chosen(AutoStandard(), found) == [14, 17, 20]
+    assert chosen(AutoStandard(min_stride=1.0), found) == chosen(ResolutionStandard(placement="early"), found)
+    # Resolution offers enough, but all of it too fine: the steps in depth are among the coarse ones.
+    fine = made([(64, 64), (56, 56), (48, 48), (32, 32)] + [(16, 16)] * 12)
+    assert chosen(AutoStandard(placement="uniform"), fine) == [4 + ceil(m * 12 / 4) - 1 for m in (1, 2, 3)]
+    # Nothing is coarse: then nothing is left out.
+    shallow = made([(64, 64), (56, 56), (48, 48), (32, 32)])
+    assert chosen(AutoStandard(), shallow) == chosen(ResolutionStandard(), shallow) == [0, 1, 2]
+
+
+@rule
+def test_layers_finer_than_min_stride_are_left_out_where_the_rule_offers_others(member: Any) -> None:
+    rng = random.Random(1)
+    seen = 0
+    for _ in range(20):
+        found = offering(rng, rng.randint(8, 30))
+        coarse = member(max_taps=30, min_stride=8.0)
+        offered = [index for index, _ in coarse.pick(found, Measured())]
+        wanted = [index for index in offered if found.layers[index].stride >= 8] or offered
+        assert chosen(coarse, found) == wanted
+        seen += len(wanted) < len(offered)
+    assert seen or member is AutoStandard  # which looks for others itself
+
+
+def offering(rng: random.Random, total: int) -> Trace:
+    """A trace in which every rule has something to offer."""
+    kinds = [(kind, rng.randrange(1, total)) for kind in ("attention", "fusion") for _ in range(6)]
+    return made(
+        [(rng.choice((4, 8, 16)),) * 2 for _ in range(total)],
+        [rng.choice(("", "a", "b")) for _ in range(total)],
+        channels=[rng.choice((4, 8, 16)) for _ in range(total)],
+        sites=[site(kind, index - 1, index) for kind, index in kinds],
+    )
 
 
 @rule
@@ -149,19 +282,18 @@ def test_auto_takes_resolution_then_stage_then_depth() -> None:
 def test_limits_hold_for_every_rule(member: Any, placement: Placement, min_gap: int, max_taps: int) -> None:
     rng = random.Random(0)
     for _ in range(10):
-        total = rng.randint(2, 40)
-        found = made([(rng.choice((8, 16)),) * 2 for _ in range(total)], [rng.choice(("", "a", "b")) for _ in range(total)])
+        found = offering(rng, rng.randint(2, 40))
         standard = member(max_taps=max_taps, min_gap=min_gap, placement=placement)
         picks = chosen(standard, found)
         assert picks == sorted(set(picks))
         assert 1 <= len(picks) <= max_taps
-        assert set(picks) <= {index for index, _ in standard.pick(found.layers)}
+        assert set(picks) <= {index for index, _ in standard.pick(found, Measured())}
         assert all(after - here - 1 >= min_gap for here, after in zip(picks, picks[1:], strict=False))
 
 
 def test_placement_keeps_the_first_the_last_or_an_even_share() -> None:
     found = made([(64, 64), (32, 32)] * 10)  # offers every second layer: 10 of them
-    offered = [index for index, _ in ResolutionStandard().pick(found.layers)]
+    offered = [index for index, _ in ResolutionStandard().pick(found, None)]
     assert len(offered) == 10
     picks = {placement: chosen(ResolutionStandard(placement=placement), found) for placement in get_args(Placement)}
     assert picks["early"] == offered[:3]
@@ -178,9 +310,9 @@ def test_a_gap_is_kept_from_the_side_at_which_the_placement_begins() -> None:
 @rule
 def test_fewer_than_asked_for_warns_and_strict_raises(member: Any) -> None:
     with pytest.warns(UserWarning, match=r"50 taps were asked for, but this model and rule offer \d+$"):
-        taps = select(member(max_taps=50), HOURGLASS)
+        taps = select(member(max_taps=50), HOURGLASS, Measured())
     with pytest.raises(ValueError, match=rf"50 taps were asked for, .* offer {len(taps)}; lower `max_taps` or `min_gap`"):
-        select(member(max_taps=50, strict=True), HOURGLASS)
+        select(member(max_taps=50, strict=True), HOURGLASS, Measured())
 
 
 @rule
@@ -189,6 +321,7 @@ def test_fewer_than_asked_for_warns_and_strict_raises(member: Any) -> None:
     [
         ({"max_taps": 0}, "`max_taps >= 1` must hold, but got 0"),
         ({"min_gap": -1}, "`min_gap >= 0` must hold, but got -1"),
+        ({"min_stride": 0.5}, "`min_stride >= 1` must hold, but got 0.5"),
         ({"placement": "middle"}, r"`placement` must be one of \('early', 'uniform', 'late'\), but got 'middle'"),
     ],
 )
@@ -202,7 +335,7 @@ def test_the_same_trace_gives_the_same_taps_by_object_and_by_name(member: Any) -
     def taps(standard: Any) -> tuple[Tap, ...]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return select(standard, HOURGLASS)
+            return select(standard, HOURGLASS, Measured())
 
     assert taps(member()) == taps(member()) == taps(member.kind) == taps(parse_standard(member.kind))
 
@@ -277,7 +410,7 @@ def test_a_callable_names_the_layers_from_the_trace(reused: Trace) -> None:
 
 
 def test_an_unknown_standard_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"`standard` must be one of \['auto', .*\], but got 'resolutoin'; nearest: 'resolution'"):
+    with pytest.raises(ValueError, match=r"`standard` must be one of \['attention', .*\], but got 'resolutoin'; nearest: 'resolution'"):
         select("resolutoin", HOURGLASS)
 
 
@@ -286,3 +419,302 @@ def test_what_is_no_standard_is_refused() -> None:
         select(3, HOURGLASS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`standard` must be a standard, but got its class; write DepthStandard\(\)"):
         select(DepthStandard, HOURGLASS)  # type: ignore[arg-type]
+
+
+# ---- bottleneck and width ----------------------------------------------------------------------------------------------------------------------
+
+
+def deepest_minima(sizes: list[int], count: int) -> list[int]:
+    """By looking left and right from each layer, past its equals."""
+    found = []
+    for index, size in enumerate(sizes):
+        if index + 1 < len(sizes) and sizes[index + 1] == size:
+            continue  # not the last of its plateau
+        left = next((other for other in reversed(sizes[:index]) if other != size), None)
+        right = next((other for other in sizes[index + 1 :] if other != size), None)
+        if left is not None and right is not None and left > size < right:
+            found.append((math.log(left * right / size**2), index))
+    return sorted(index for _, index in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:count])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("max_taps", [1, 2, 9])
+def test_bottlenecks_are_the_deepest_minima_of_the_feature_size(seed: int, max_taps: int) -> None:
+    rng = random.Random(seed)
+    sizes, channels = [(rng.choice((8, 16)),) * 2 for _ in range(24)], [rng.choice((4, 8, 16, 32)) for _ in range(24)]
+    found = made(sizes, channels=channels)
+    expected = deepest_minima([c * h * w for c, (h, w) in zip(channels, sizes, strict=True)], max_taps)
+    assert expected
+    assert chosen(BottleneckStandard(max_taps=max_taps), found) == expected
+
+
+def test_a_bottleneck_tells_its_sizes_and_the_ends_of_the_net_are_none() -> None:
+    found = made([(8, 8)] * 7, channels=[2, 16, 4, 4, 8, 8, 2])
+    assert chosen(BottleneckStandard(), found) == [3]
+    assert reasons(BottleneckStandard(), found) == ["bottleneck: 256 values between 1,024 and 512"]
+
+
+class AutoEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.narrow = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 2, 1)
+        self.wide, self.head = nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.head(self.wide(self.narrow(self.down(x)))), scale_factor=2)
+
+
+def test_the_code_of_an_auto_encoder_is_its_bottleneck() -> None:
+    (tap,) = select(BottleneckStandard(max_taps=1), trace(AutoEncoder(), nets.images()))
+    assert tap.layer.address == "narrow"
+
+
+@pytest.mark.parametrize("growth", [1.25, 1.5, 2.0, 4.0])
+def test_width_is_the_last_layer_before_the_channels_grow(growth: float) -> None:
+    rng = random.Random(3)
+    channels = [rng.choice((4, 5, 6, 8, 12, 16)) for _ in range(40)]
+    found = made([(8, 8)] * 40, channels=channels)
+    expected = [index for index in range(39) if channels[index + 1] >= growth * channels[index]]
+    assert expected
+    assert chosen(WidthStandard(growth=growth, max_taps=40), found) == expected
+    first = expected[0]
+    assert reasons(WidthStandard(growth=growth, max_taps=40), found)[0] == f"width: before {channels[first]} -> {channels[first + 1]} channels"
+
+
+def test_width_goes_from_block_to_block_where_there_are_blocks() -> None:
+    # Inside its blocks a bottleneck net grows and shrinks; what counts is what the blocks give.
+    channels = [8, 32, 8, 8, 32, 8, 16, 64, 16]
+    found = made([(8, 8)] * 9, ["", "", "a", "", "", "a", "", "", "b"], channels=channels)
+    assert chosen(WidthStandard(), found) == [5]
+    assert chosen(WidthStandard(), made([(8, 8)] * 9, channels=channels)) != [5]
+
+
+def test_the_width_of_a_resnet_grows_at_its_stages() -> None:
+    found = trace(smp.Unet("resnet18", encoder_weights=None, classes=3), torch.zeros(2, 3, 64, 64))
+    taps = select(WidthStandard(), found)
+    assert [(tap.layer.address, tap.reason) for tap in taps] == [
+        ("encoder.layer1", "width: before 64 -> 128 channels"),
+        ("encoder.layer2", "width: before 128 -> 256 channels"),
+        ("encoder.layer3", "width: before 256 -> 512 channels"),
+    ]
+
+
+@pytest.mark.parametrize("growth", [1.0, 0.5, float("nan")])
+def test_a_growth_that_is_none_is_refused(growth: float) -> None:
+    with pytest.raises(ValueError, match=f"`growth > 1` must hold, but got {growth}"):
+        WidthStandard(growth=growth)
+
+
+# ---- dips ----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def nested(sizes: Sequence[int], names: Sequence[str]) -> Trace:
+    found = made([(size, size) for size in sizes])
+    layers = tuple(replace(layer, address=name, module=name) for layer, name in zip(found.layers, names, strict=True))
+    return replace(found, layers=layers)
+
+
+def test_an_attention_that_looks_at_a_coarser_map_and_comes_back_is_no_change_of_resolution() -> None:
+    found = nested([16, 16, 4, 4, 16, 8, 8], ["stem", "block.q", "block.reduce", "block.kv", "block", "down", "end"])
+    assert chosen(ResolutionStandard(direction="both"), found) == [4]
+    assert chosen(ResolutionStandard(side="after"), found) == [5]
+
+
+def test_a_net_inside_a_net_that_has_several_resolutions_is_no_dip() -> None:
+    names = ["stem", "unet.a", "unet.b", "unet.c", "unet", "down"]
+    assert chosen(ResolutionStandard(), nested([16, 8, 4, 8, 16, 8], names)) == [0, 1, 4]
+
+
+def test_segformers_attention_does_not_count_as_down_sampling() -> None:
+    found = trace(smp.Segformer("mit_b0", encoder_weights=None, classes=3), torch.zeros(2, 3, 64, 64))
+    assert any(layer.address == "encoder.block1.0.attn.sr" and layer.stride == 32 for layer in found.layers)
+    picked = [found.layers[index] for index in chosen(ResolutionStandard(max_taps=9), found)]
+    assert [layer.stride for layer in picked][:3] == [4, 8, 16]
+    assert not [layer.address for layer in picked if ".attn" in layer.address]
+
+
+# ---- attention and fusion ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", [AttentionStandard, FusionStandard])
+def test_sites_are_taken_once_on_the_side_that_is_asked_for(member: Any) -> None:
+    kind, other = (member.kind, "fusion" if member is AttentionStandard else "attention")
+    sites = [site(kind, 1, 2, "one", "m"), site(kind, 1, 3, "two"), site(other, 4, 5), site(kind, 6, 3), site(kind, None, 0), site(kind, 7, None)]
+    found = made([(8, 8)] * 9, sites=sites)
+    assert chosen(member(max_taps=9), found) == [0, 2, 3]
+    assert chosen(member(max_taps=9, side="before"), found) == [1, 6, 7]
+    assert reasons(member(max_taps=9), found)[1:] == [f"{kind}: after one in m", f"{kind}: after two"]
+
+
+@pytest.mark.parametrize("name", ["attention", "fusion"])
+def test_a_net_without_a_site_is_warned_about_and_then_refused_with_other_standards(name: str) -> None:
+    found = trace(nets.Encoder(), nets.images())
+    with (
+        pytest.warns(UserWarning, match=f"this model has no {name} that a candidate lies after of: standard '{name}' chooses no layer"),
+        pytest.warns(UserWarning, match="3 taps were asked for, but this model and rule offer 0"),
+        pytest.raises(ValueError, match=f"`standard` must choose at least one layer, but '{name}' chose none; take auto or depth"),
+    ):
+        select(name, found)
+
+
+@pytest.mark.parametrize("member", [AttentionStandard, FusionStandard, ResolutionStandard])
+def test_an_unknown_side_is_refused(member: Any) -> None:
+    with pytest.raises(ValueError, match=r"`side` must be one of \('before', 'after'\), but got 'left'"):
+        member(side="left")
+
+
+def test_every_block_of_a_vision_transformer_attends() -> None:
+    found = trace(nets.Vit(blocks=3), nets.images())
+    after, before = (select(AttentionStandard(side=side), found) for side in ("after", "before"))
+    assert [tap.layer.address for tap in after] == [f"blocks.{index}.attention" for index in range(3)]
+    assert [tap.layer.address for tap in before] == [f"blocks.{index}.norm" for index in range(3)]
+    assert after[0].reason == "attention: after bmm in blocks.0.attention"
+
+
+# ---- cost and receptive field -----------------------------------------------------------------------------------------------------------------
+
+
+def first_at(values: Sequence[float], targets: Sequence[float]) -> list[int]:
+    return sorted({next(index for index, value in enumerate(values) if value >= target) for target in targets if max(values) >= target})
+
+
+@pytest.mark.parametrize("placement", get_args(Placement))
+@pytest.mark.parametrize("max_taps", [1, 3, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_cost_is_spent_in_equal_parts(seed: int, max_taps: int, placement: Placement) -> None:
+    rng = random.Random(seed)
+    flops, params, run = [], [], [0, 0]
+    for _ in range(30):
+        run = [run[0] + rng.choice((0, 10, 300)), run[1] + rng.choice((0, 7, 90))]
+        flops.append(run[0] + 1)
+        params.append(run[1] + 1)
+    total = int(1.2 * flops[-1]), int(1.5 * params[-1])
+    found = made([(8, 8)] * 30, flops=flops, params=params, totals=total)
+    start, span = {"early": (0.0, 0.5), "uniform": (0.0, 1.0), "late": (0.5, 0.5)}[placement]
+    parts = [start + span * m / (max_taps + 1) for m in range(1, max_taps + 1)]
+    for member, spent, whole in ((FlopsStandard, flops, total[0]), (ParamsStandard, params, total[1])):
+        expected = first_at(spent, [part * whole for part in parts])
+        if expected:
+            assert chosen(member(max_taps=max_taps, placement=placement), found) == expected
+
+
+def test_cost_tells_total_target_and_what_was_reached() -> None:
+    found = made([(8, 8)] * 4, flops=[10, 40, 60, 100], params=[5, 5, 50, 100], totals=(2_000_000_000, 100))
+    found = replace(found, layers=tuple(replace(layer, flops=layer.flops * 20_000_000) for layer in found.layers))
+    assert reasons("flops", found) == [
+        "flops of 2 G: first candidate with 25% (40% reached)",
+        "flops of 2 G: first candidate with 50% (60% reached)",
+        "flops of 2 G: first candidate with 75% (100% reached)",
+    ]
+    assert reasons(ParamsStandard(max_taps=1), found) == ["params of 0.0001 M: first candidate with 50% (50% reached)"]
+
+
+@pytest.mark.parametrize("max_taps", [1, 2, 4])
+def test_receptive_fields_grow_by_equal_factors(max_taps: int) -> None:
+    rng = random.Random(max_taps)
+    fields: list[float] = [3.0]
+    for _ in range(20):
+        fields.append(max(1.0, fields[-1] + rng.choice((0, 2, 8, 16, -4))))
+    low, high = min(fields), max(fields)
+    highest = [max(fields[: index + 1]) for index in range(len(fields))]
+    expected = first_at(highest, [low * (high / low) ** (m / (max_taps + 1)) * (1 - 1e-12) for m in range(1, max_taps + 1)])
+    found = made([(8, 8)] * len(fields), fields=fields)
+    assert chosen(ReceptiveFieldStandard(max_taps=max_taps), found) == expected
+    assert all(f"from {low:g} to {high:g} pixels" in reason for reason in reasons(ReceptiveFieldStandard(max_taps=max_taps), found))
+
+
+# ---- union -----------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_union_takes_what_its_members_choose_each_within_its_own_limits() -> None:
+    members = (DepthStandard(max_taps=2), {"kind": "resolution", "max_taps": 1, "direction": "up"}, "width")
+    union = UnionStandard(standards=members)
+    expected = {*chosen(DepthStandard(max_taps=2), HOURGLASS), *chosen(ResolutionStandard(max_taps=1, direction="up"), HOURGLASS)}
+    expected |= set(chosen("width", HOURGLASS))
+    assert chosen(union, HOURGLASS) == sorted(expected)
+    assert chosen({"kind": "union", "standards": list(members)}, HOURGLASS) == sorted(expected)
+
+
+def test_a_layer_that_two_members_choose_is_taken_once_with_both_reasons() -> None:
+    union = UnionStandard(standards=("width", ExplicitStandard(layers=("l1", "l7"))))
+    assert chosen(union, HOURGLASS) == [1, 7]
+    assert reasons(union, HOURGLASS) == ["width: before 4 -> 8 channels; explicit: l1", "explicit: l7"]
+
+
+def test_a_union_keeps_its_own_limits_too() -> None:
+    parts = (ExplicitStandard(layers=("l0", "l1", "l2")), ExplicitStandard(layers=("l4", "l6")))
+    assert chosen(UnionStandard(standards=parts), HOURGLASS) == [0, 1, 2, 4, 6]
+    assert chosen(UnionStandard(standards=parts, max_taps=2, placement="late"), HOURGLASS) == [4, 6]
+    assert chosen(UnionStandard(standards=parts, min_gap=2), HOURGLASS) == [0, 4]
+    assert chosen(UnionStandard(standards=parts, min_stride=2), HOURGLASS) == [1, 2, 4, 6]
+
+
+def test_a_union_may_be_smaller_than_its_limit_without_a_word() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(select(UnionStandard(standards=(ExplicitStandard(layers=("l3",)), ExplicitStandard(layers=("l1",)))), HOURGLASS)) == 2
+
+
+@pytest.mark.parametrize(
+    ("standards", "message"),
+    [
+        ((), r"`standards` must hold at least two standards, but got \(\)"),
+        (("depth",), "`standards` must hold at least two standards"),
+        ("depth", "`standards` must hold at least two standards, but got 'depth'"),
+        (("depth", "wdith"), "but got 'wdith'; nearest: 'width'"),
+        (("depth", {"kind": "depht"}), "but got 'depht'; nearest: 'depth'"),
+        (("depth", "explicit"), "but got 'explicit'"),
+        (("depth", {"kind": "width", "grwoth": 2}), "'grwoth' is no setting of 'width'; nearest: 'growth'"),
+    ],
+)
+def test_unions_of_another_form_are_refused(standards: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UnionStandard(standards=standards)
+
+
+# ---- all of them on real nets ------------------------------------------------------------------------------------------------------------------
+
+
+def test_standards_that_look_at_data_ask_for_them() -> None:
+    for member in get_args(MeasuredStandard):
+        with pytest.raises(ValueError, match=rf"`calibration` must give batches \(images, labels\) for the standard '{member.kind}', but is None"):
+            select(member(), HOURGLASS)
+        with pytest.raises(ValueError, match="`batches >= 1` must hold, but got 0"):
+            member(batches=0)
+
+
+@pytest.fixture(scope="module", params=["Unet-resnet18", "Segformer-mit_b0"])
+def twice(request: pytest.FixtureRequest) -> list[tuple[Trace, Calibration]]:
+    """One model, built, traced and measured twice."""
+    found = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        architecture, encoder = request.param.split("-")
+        model = getattr(smp, architecture)(encoder, encoder_weights=None, classes=nets.NUM_CLASSES)
+        batches = [(nets.images(2, 64, 64), nets.labels(2, 64, 64, void=0.1))]
+        torch.manual_seed(len(found))
+        found.append((trace(model, nets.images(1, 64, 64, seed=len(found))), Calibration(model, batches, nets.NUM_CLASSES, 255)))
+    return found
+
+
+@rule
+def test_every_rule_gives_the_same_named_layers_of_two_builds(member: Any, twice: list[tuple[Trace, Calibration]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if member is AttentionStandard and not any(site.kind == "attention" for site in twice[0][0].sites):
+            return
+        first, second = ([(tap.layer.address, tap.reason) for tap in select(member(), *both)] for both in twice)
+    assert first == second
+    assert 1 <= len(first) <= 3
+    for _, reason in first:
+        assert reason.startswith((member.kind.replace("_", " "), "resolution", "stage"))
+        assert member in (AttentionStandard, FusionStandard) or any(character.isdigit() for character in reason)
+
+
+def test_any_rule_is_a_frozen_value() -> None:
+    for member in RULES:
+        assert issubclass(member, Rule)
+        assert member() == member()
+        assert hash(member()) == hash(member())
+        with pytest.raises(FrozenInstanceError):
+            member().max_taps = 5

@@ -2,10 +2,13 @@ import copy
 import gc
 import math
 import pickle
+import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, get_args
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -14,10 +17,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import imachsr
-from imachsr import CrossEntropy, Dice, ExplicitStandard, IMacHSR, InfoNCE, MiVariational, OutputDice, ResolutionStandard
-from imachsr.core.adapters import to_nchw
+from imachsr import (
+    Constant,
+    Cosine,
+    CrossEntropy,
+    DepthRule,
+    Dice,
+    ExplicitStandard,
+    IMacHSR,
+    InfoNCE,
+    Linear,
+    MiVariational,
+    OutputDice,
+    ResolutionStandard,
+    StopAt,
+    Warmup,
+)
+from imachsr.core.entropy import Regularizer
 from imachsr.core.labels import TapLabels
+from imachsr.core.layout import to_nchw
+from imachsr.core.losses import SideLoss
 from imachsr.core.taps import MAX_CONSECUTIVE_MISSES
+from imachsr.core.wrapper import LOOK_EVERY
 from tests.core import nets
 
 STAGES = ExplicitStandard(layers=("stage1", "stage2"))
@@ -70,9 +91,9 @@ def test_each_term_is_its_loss_of_its_adapted_tap() -> None:
     for index, (name, loss) in enumerate(zip(("stage1", "stage2"), net.losses, strict=True)):
         at = at_taps.at(tuple(caught[name].shape[-2:]))
         z = net.adapters[index](caught[name])
-        assert torch.equal(losses.side[name], loss(z, at, generator=torch.Generator()))
+        assert torch.equal(losses.side[name], loss(z, at))
         assert net.entropy is not None
-        assert torch.equal(losses.entropy[name], net.entropy(caught[name], at.valid))
+        assert torch.equal(losses.entropy[name], net.entropy(caught[name], at))
         assert torch.equal(losses.scale[name], caught[name].detach().std())
     assert torch.equal(losses.output, F.cross_entropy(losses.prediction, labels, ignore_index=255))
     assert losses.weights == {"side/stage1": 0.2, "side/stage2": 0.2, "entropy/stage1": 0.05, "entropy/stage2": 0.05}
@@ -223,7 +244,11 @@ def test_a_batch_without_a_valid_pixel_trains_nothing() -> None:
     [
         (nets.labels(3), ValueError, "`labels` must have one map an image, but got 3 for 2 images"),
         (nets.labels().int(), TypeError, r"`labels` must be int64, but got torch.int32; use labels\.long\(\)"),
-        (nets.labels().unsqueeze(1), ValueError, r"`labels` must have shape \[B, H, W\], but got \(2, 1, 32, 32\)"),
+        (
+            nets.labels().unsqueeze(1),
+            ValueError,
+            r"`labels` must have shape \[B, H, W\] or \[B\] \(one an image\) for images \[2, 3, 32, 32\], but got \[2, 1, 32, 32\]",
+        ),
         (nets.labels() + 1, ValueError, r"`labels` must be in 0\.\.2 or 255 \(ignored\), but got 3 at"),
     ],
 )
@@ -284,7 +309,7 @@ def test_taps_of_every_layout_train(layout: str) -> None:
     image = to_nchw(caught[0], net.taps[0].layer.layout, (32, 64))
     assert tuple(image.shape) == (2, net.taps[0].layer.channels, net.taps[0].layer.height, net.taps[0].layer.width)
     at = TapLabels(nets.labels(2, 32, 64), 3, 255).at(tuple(image.shape[-2:]))
-    torch.testing.assert_close(losses.side[address], net.losses[0](net.adapters[0](image), at, generator=torch.Generator()))
+    torch.testing.assert_close(losses.side[address], net.losses[0](net.adapters[0](image), at))
 
 
 def test_without_gradients_the_terms_are_the_same_and_need_none() -> None:
@@ -527,8 +552,8 @@ class Plain:
     def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
         return MiVariational().make_adapter(channels, num_classes, generator)
 
-    def __call__(self, z: Tensor, labels: Any, *, generator: torch.Generator) -> Tensor:
-        return MiVariational()(z, labels, generator=generator)
+    def __call__(self, z: Tensor, labels: Any) -> Tensor:
+        return MiVariational()(z, labels)
 
 
 def test_any_object_of_the_right_form_is_a_side_loss() -> None:
@@ -543,3 +568,248 @@ def test_the_initial_score_of_equal_shares_is_what_theory_says() -> None:
             adapter.weight.zero_()
     for value in net(nets.images(), nets.labels(void=0.3)).side.values():
         assert value.item() == pytest.approx(math.log(3), rel=1e-5)
+
+
+# ---- all losses and regularizers ------------------------------------------------------------------------------------------------------------
+
+
+every_loss = pytest.mark.parametrize("member", get_args(SideLoss), ids=lambda member: member.kind)
+every_regularizer = pytest.mark.parametrize("member", get_args(Regularizer), ids=lambda member: member.kind)
+
+
+@every_loss
+def test_every_loss_trains_every_adapter_and_the_layers_before_its_tap(member: Any) -> None:
+    net = build(loss=member(), beta=0.0, heterogeneity="off")
+    losses = net(nets.images(), nets.labels(void=0.1))
+    sum(losses.side.values()).backward()
+    assert list(losses.side) == ["stage1", "stage2"]
+    assert all(bool(torch.isfinite(value)) for value in losses.side.values())
+    assert all(bool(parameter.grad.any()) for parameter in net.adapters.parameters() if parameter.ndim > 1)
+    assert bool(net.backbone.stem.conv.weight.grad.any())
+    assert net.backbone.head.weight.grad is None
+
+
+def test_a_loss_that_reads_the_output_gets_its_scores_at_the_taps_size_without_their_gradient() -> None:
+    net = build(loss="synergy", beta=0.0)
+    seen: list[Tensor | None] = []
+
+    class Seen:
+        family, needs_output = "seen", True
+
+        def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+            return MiVariational().make_adapter(channels, num_classes, generator)
+
+        def __call__(self, z: Tensor, labels: Any) -> Tensor:
+            seen.append(labels.output)
+            return z.square().mean()
+
+    net = build(loss=Seen(), beta=0.0)
+    losses = net(nets.images(), nets.labels())
+    for given, size in zip(seen, (16, 8), strict=True):
+        assert given is not None
+        assert not given.requires_grad
+        cells = losses.prediction.unflatten(2, (size, -1)).unflatten(4, (size, -1))
+        torch.testing.assert_close(given, cells.mean((3, 5)))
+    sum(losses.side.values()).backward()
+    assert net.backbone.head.weight.grad is None
+    plain = build(loss="dice", beta=0.0)
+    plain.losses = (Seen(), Dice())
+    seen.clear()
+    plain(nets.images(), nets.labels())
+    assert len(seen) == 1
+
+
+# ---- classifiers and volumes ----------------------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.pool, self.head = nets.Block(3, 8, 2), nets.Block(8, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.body(self.stem(x))).flatten(1))
+
+
+class Volumes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.head = nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 6, 3, stride=2, padding=1), nn.Conv3d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.head(self.down(self.stem(x))), size=x.shape[2:], mode="trilinear")
+
+
+IMAGE_LABELS = torch.tensor([0, 2, 1, 0, 255, 2])
+
+
+def classifier(**knobs: Any) -> IMacHSR:
+    return build(Classifier(), standard=ExplicitStandard(layers=("stem", "body")), heterogeneity="off", **knobs)
+
+
+@every_loss
+def test_with_one_label_an_image_a_loss_reads_the_pooled_tap_or_refuses(member: Any) -> None:
+    net, images = classifier(loss=member(), beta=0.0), nets.images(6)
+    if getattr(member, "needs_dense", False):
+        with pytest.raises(ValueError, match=rf"the side loss '{member.kind}' must have labels of pixels \[B, H, W\], but got one label an image"):
+            net(images, IMAGE_LABELS)
+        return
+    losses = net(images, IMAGE_LABELS)
+    losses.total.backward()
+    assert torch.equal(losses.output, F.cross_entropy(losses.prediction, IMAGE_LABELS, ignore_index=255))
+    assert losses.prediction.shape == (6, 3)
+    assert bool(torch.isfinite(losses.total))
+    assert bool(net.backbone.stem.conv.weight.grad.any())
+    at = TapLabels(IMAGE_LABELS, 3, 255).at((16, 16))
+    assert at.hard.flatten().tolist() == [0, 2, 1, 0, -1, 2]
+    at = replace(at, output=losses.prediction[..., None, None])
+    pooled = net.backbone.stem(images).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(losses.side["stem"], member()(net.adapters[0](pooled), at))
+
+
+@every_regularizer
+def test_the_entropy_of_a_classifiers_taps_is_that_of_all_their_positions(member: Any) -> None:
+    net, images = classifier(loss="brier", entropy=member(), beta=0.1), nets.images(6)
+    losses = net(images, IMAGE_LABELS)
+    losses.total.backward()
+    hidden = net.backbone.stem(images).detach()
+    if member.kind == "adapter":
+        hidden = net.adapters[0](hidden.mean((2, 3), keepdim=True))
+    labels = torch.where(IMAGE_LABELS == 255, 255, 0)[:, None, None].expand(-1, *hidden.shape[2:])
+    torch.testing.assert_close(losses.entropy["stem"], member()(hidden, TapLabels(labels.contiguous(), 3, 255).at(tuple(hidden.shape[2:]))))
+
+
+@every_loss
+def test_volumes_train_by_their_voxels_or_the_loss_refuses(member: Any) -> None:
+    torch.manual_seed(0)
+    images, labels = torch.randn(2, 1, 8, 16, 12), torch.randint(0, 3, (2, 8, 16, 12))
+    labels[:, :2] = 255
+    net = build(Volumes(), example=images, standard=ExplicitStandard(layers=("stem", "down")), loss=member(), heterogeneity="off")
+    if getattr(member, "needs_dense", False):
+        with pytest.raises(ValueError, match=rf"the side loss '{member.kind}' must have labels of pixels \[B, H, W\], but got volumes"):
+            net(images, labels)
+        return
+    losses = net(images, labels)
+    losses.total.backward()
+    assert bool(torch.isfinite(losses.total))
+    assert all(bool(parameter.grad.any()) for parameter in net.adapters.parameters() if parameter.ndim > 1)
+    hidden = net.backbone.down(net.backbone.stem(images))
+    at = replace(TapLabels(labels, 3, 255).at((4, 8, 6)), output=F.adaptive_avg_pool3d(losses.prediction, (4, 8, 6)).flatten(2, 3))
+    torch.testing.assert_close(losses.side["down"], member()(net.adapters[1](hidden.flatten(2, 3)), at))
+    torch.testing.assert_close(losses.entropy["down"], net.entropy(hidden.flatten(2, 3), at))  # type: ignore[misc]
+
+
+# ---- one loss by depth, profiles, schedules ---------------------------------------------------------------------------------------------------
+
+
+ALL_FOUR = ExplicitStandard(layers=("stem", "stage1.0", "stage1", "stage2"))
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.5, 2), (0.25, 1), (0.1, 1), (0.75, 3), (0.99, 3)])
+def test_a_depth_rule_gives_the_first_taps_one_loss_and_the_others_another(share: float, first: int) -> None:
+    net = build(standard=ALL_FOUR, loss=DepthRule(early="brier", late=Dice(), share=share))
+    assert [side.kind for side in net.losses] == ["brier"] * first + ["dice"] * (4 - first)
+    with pytest.raises(ValueError, match="`0 < share < 1` must hold, but got 1.0"):
+        DepthRule(early="brier", late="dice", share=1.0)
+
+
+def test_both_losses_of_a_depth_rule_are_held_to_their_families() -> None:
+    with pytest.raises(ValueError, match="'mi_variational' and 'cross_entropy' are both of family 'log_score'"):
+        build(standard=ALL_FOUR, loss=DepthRule(early="dice", late="mi_variational"), heterogeneity="strict")
+    with pytest.raises(ValueError, match="nearest: 'brier'"):
+        build(standard=ALL_FOUR, loss=DepthRule(early="dice", late="breir"))
+
+
+def test_a_profile_weighs_the_taps_in_execution_order() -> None:
+    losses = build(standard=ALL_FOUR, profile="linear_depth", alpha=1.0, beta=0.5)(nets.images(), nets.labels())
+    assert [losses.weights[f"side/{name}"] for name in ("stem", "stage1.0", "stage1", "stage2")] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [losses.weights[f"entropy/{name}"] for name in losses.entropy] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+
+
+@pytest.mark.parametrize("schedule", [Warmup(), Linear(), Cosine(), StopAt()])
+def test_a_schedule_that_changes_asks_for_its_length(schedule: Any) -> None:
+    with pytest.raises(ValueError, match=f"`total_steps` must be given for the schedule '{schedule.kind}', but is None"):
+        build(schedule=schedule)
+    with pytest.raises(ValueError, match="`total_steps >= 1` must hold, but got 0"):
+        build(schedule=schedule, total_steps=0)
+    build(schedule=Constant())
+
+
+def weights_over(net: IMacHSR, steps: int) -> list[float]:
+    return [float(net(nets.images(), nets.labels()).weights.get("side/stage1", 0.0)) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("schedule", [Warmup(share=0.5), Linear(end=0.2), Cosine(), StopAt(share=0.5), Constant()])
+def test_weights_follow_the_schedule_over_the_steps_and_stay_at_its_end(schedule: Any) -> None:
+    expected = [0.2 * float(schedule(torch.tensor(min(1.0, step / 8)))) for step in range(11)]
+    assert weights_over(build(schedule=schedule, total_steps=8), 11) == pytest.approx(expected, abs=1e-7)
+
+
+def test_terms_that_are_stopped_are_not_built_and_the_rest_is_plain_training() -> None:
+    net = build(schedule=StopAt(share=0.5), total_steps=4)
+    for step in range(4):
+        net.zero_grad(set_to_none=True)
+        losses = net(nets.images(), nets.labels())
+        losses.total.backward()
+        assert bool(losses.side) == bool(losses.entropy) == (step < 2)
+        assert all((parameter.grad is not None) == (step < 2) for parameter in net.adapters.parameters())
+    assert torch.equal(losses.total, losses.output)
+
+
+def test_the_schedule_goes_on_where_a_checkpoint_left_it_and_evaluation_does_not_move_it() -> None:
+    make = partial(build, schedule=Linear(), total_steps=10)
+    whole, first = weights_over(make(), 10), make()
+    weights_over(first, 4)
+    first.eval()
+    weights_over(first, 3)
+    second = make()
+    second.load_state_dict(first.state_dict())
+    assert (first.num_steps, second.num_steps) == (4, 4)
+    assert weights_over(second, 6) == pytest.approx(whole[4:])
+
+
+# ---- the entropy of an adapter, and features that collapse -------------------------------------------------------------------------------------
+
+
+def test_only_taps_whose_loss_gives_scores_have_an_adapters_entropy() -> None:
+    net = build(loss=["brier", "prototype"], entropy="adapter", beta=0.1)
+    losses = net(nets.images(), nets.labels())
+    assert list(losses.side) == ["stage1", "stage2"]
+    assert list(losses.entropy) == ["stage1"]
+    assert list(losses.weights) == ["side/stage1", "entropy/stage1", "side/stage2"]
+
+
+@pytest.mark.parametrize(("knobs", "named"), [({"loss": "prototype"}, "'prototype', 'prototype'"), ({"alpha": 0.0}, "no side loss")])
+def test_an_adapters_entropy_without_scores_is_refused(knobs: dict[str, Any], named: str) -> None:
+    model = nets.Encoder()
+    with pytest.raises(ValueError, match=rf"`loss` must give class scores \(such as dice or brier\) for the entropy 'adapter', but got {named}"):
+        build(model, entropy="adapter", beta=0.1, **knobs)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_features_that_shrink_to_nothing_are_warned_about_once() -> None:
+    net = build()
+    net(nets.images(), nets.labels())
+    with torch.no_grad():
+        net.backbone.stage2[1].norm.weight.mul_(1e-3)
+        net.backbone.stage2[1].norm.bias.mul_(1e-3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3 * LOOK_EVERY):
+            with torch.no_grad():
+                net(nets.images(), nets.labels())
+    (one,) = told
+    assert re.match(
+        r"features of tap 'stage2' must keep their scale, but their standard deviation fell from 0\.\d+ to 0\.000\d+; lower beta, or",
+        str(one.message),
+    )
+
+
+def test_features_that_keep_their_scale_are_not_warned_about() -> None:
+    net = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(LOOK_EVERY + 1):
+            with torch.no_grad():
+                net(nets.images(), nets.labels())
+                net.backbone.stage2[1].norm.weight.mul_(0.95)

@@ -1,0 +1,81 @@
+"""Balance the gradient of each side loss at its tap with that of everything else there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imachsr.core.ranks import Ranks
+
+_COMPILED = "`grad_ratio` must be None under torch.compile, which traces no hooks on gradients; use a fixed alpha"
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, whose backward shows a meter the gradient that comes back through it."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, meter: "GradientBalance", index: int) -> Tensor:
+        ctx.meter, ctx.index = meter, index
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.meter._side[ctx.index] = gradient.detach()
+        return gradient, None, None
+
+
+class GradientBalance(nn.Module):
+    """Factors g that follow ``rho |dL_rest/dh| / |dL_side/dh|`` at each tap, an exponential mean of logarithms.
+
+    What is needed is seen in the ordinary backward: no second one is run. The factors of a step come from the steps before it.
+
+    Args:
+        num_taps: M.
+        ratio: rho > 0.
+        momentum: Of the mean, in [0, 1).
+        limits: Smallest and largest factor.
+
+    """
+
+    factors: Tensor
+
+    def __init__(self, num_taps: int, ratio: float, *, momentum: float = 0.9, limits: tuple[float, float] = (1e-3, 1e3)) -> None:
+        super().__init__()
+        self.ratio, self.momentum, self.limits = ratio, momentum, limits
+        self.register_buffer("factors", torch.ones(num_taps))
+        self._side: dict[int, Tensor] = {}
+        self._norms: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_side": {}, "_norms": {}}
+
+    def watch(self, features: Tensor, index: int) -> Tensor:
+        """The tap's features for the side loss alone; what else reads them must take the originals."""
+        if not features.requires_grad:
+            return features
+        source = features if features._base is None else features._base
+        if "Compiled" in type(source.grad_fn).__name__:  # gradients inside of a compiled graph pass unseen
+            raise RuntimeError(_COMPILED)
+        features.register_hook(lambda gradient: self._see(index, gradient))  # type: ignore[no-untyped-call]
+        gated: Tensor = _Gate.apply(features, self, index)
+        return gated
+
+    def _see(self, index: int, gradient: Tensor) -> None:
+        side = self._side.pop(index, None)
+        if side is not None:
+            self._norms[index] = torch.stack([(gradient.detach() - side).float().square().sum(), side.float().square().sum()])
+
+    @torch.no_grad()
+    def update(self, ranks: Ranks) -> Tensor:
+        """Take up what the last backward showed; the factors."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(_COMPILED)
+        for index in range(len(self.factors)):
+            # Every rank takes part in every sum, also one whose tap did not fire.
+            seen = self._norms.pop(index, torch.zeros(2, device=self.factors.device))
+            rest, side = ranks.mean(seen)
+            if bool((rest > 0) & (side > 0)) and bool(torch.isfinite(rest + side)):
+                wanted = self.factors[index] * self.ratio * (rest / side).sqrt()
+                log = self.momentum * self.factors[index].log() + (1 - self.momentum) * wanted.log()
+                self.factors[index] = log.exp().clamp(*self.limits)
+        return self.factors.clone()

@@ -1,0 +1,123 @@
+"""Axis orders of features, and the way from each to ``[B, C, h, w]``."""
+
+from math import prod
+from typing import get_args
+
+from torch import Tensor
+
+from imachsr.core.types import Layout
+
+MAX_PREFIX = 8
+"""Class and register tokens in front of a token grid, at most."""
+
+
+def find_layout(first: Tensor, second: Tensor, size: tuple[int, ...], *, wider: int = 0) -> Layout | None:
+    """Axis order of an output that was seen twice: with a batch of 2, and with a batch of 3 and, where the model took it, a wider input.
+
+    Args:
+        first: The output at the first run.
+        second: The output of the same call at the second.
+        size: (H, W) of the images of the first run, or (D, H, W) of volumes.
+        wider: Pixels by which the images of the second were wider.
+
+    Returns:
+        None when it has no spatial extent (queries are no tokens of the image), or its batch is mixed with another axis (windows of attention).
+
+    """
+    if not first.is_floating_point() or first.ndim != second.ndim or first.ndim < 3:
+        return None
+    is_batch = [pair == (2, 3) for pair in zip(first.shape, second.shape, strict=True)]
+    is_fixed = [a == b for a, b in zip(first.shape, second.shape, strict=True)]
+    if first.ndim == 3:
+        if not is_fixed[2] or not (is_batch[0] or is_batch[1]):
+            return None
+        layout: Layout = "BNC" if is_batch[0] else "NBC"
+        axis = 1 if is_batch[0] else 0
+        grid = token_grid_or_none(first.shape[axis], size)
+        if grid is None or (is_fixed[axis] and wider * grid[1] >= size[1]):  # the width grew by at least one token
+            return None
+        return layout
+    if not is_batch[0] or first.ndim != len(size) + 2:
+        return None
+    if len(size) == 3:
+        return "NCDHW" if is_fixed[1] else None
+    _, a, b, c = first.shape
+    if not is_fixed[1]:
+        return None
+    if is_fixed[2] and _is_image(b, c, size):  # first: where the model takes one input size only, both may hold
+        return "NCHW"
+    return "NHWC" if is_fixed[3] and _is_image(a, b, size) else None
+
+
+def _is_image(h: int, w: int, size: tuple[int, ...]) -> bool:
+    aspect = size[0] / size[1]
+    return h * w >= 1 and abs(h - w * aspect) <= max(1.0, aspect) and h <= size[0] and w <= size[1]
+
+
+def token_grid_or_none(tokens: int, size: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(h, w, prefix tokens) of a number of tokens: the grid of exactly, else nearly, the input's aspect with the fewest prefix tokens."""
+    if len(size) != 2:
+        return None
+    height, width = size
+    near: tuple[int, int, int] | None = None
+    for prefix in range(min(MAX_PREFIX, tokens - 4) + 1):
+        count = tokens - prefix
+        h = max(1, round((count * height / width) ** 0.5))
+        skew = abs(h * width - count // h * height)
+        if count % h or skew >= max(height, width):
+            continue
+        if skew == 0:
+            return h, count // h, prefix
+        near = near or (h, count // h, prefix)
+    return near
+
+
+def token_grid(tokens: int, size: tuple[int, ...]) -> tuple[int, int, int]:
+    """(h, w, prefix tokens) of a token tap.
+
+    Raises:
+        ValueError: If the tokens do not form a grid of the input's aspect.
+
+    """
+    grid = token_grid_or_none(tokens, size)
+    if grid is None:
+        raise ValueError(f"tokens must form a grid of the input's aspect, but got {tokens} tokens for an input of {size}")
+    return grid
+
+
+def extent(tensor: Tensor, layout: Layout, size: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
+    """C and (h, w) of a tensor; the slices of a volume lie below each other, so that h counts them all."""
+    assert layout in get_args(Layout)
+    shape = tensor.shape
+    if layout == "NCHW":
+        return shape[1], (shape[2], shape[3])
+    if layout == "NHWC":
+        return shape[3], (shape[1], shape[2])
+    if layout == "NCDHW":
+        return shape[1], (prod(shape[2:4]), shape[4])
+    h, w, _ = token_grid(shape[1 if layout == "BNC" else 0], size)
+    return shape[2], (h, w)
+
+
+def to_nchw(features: Tensor, layout: Layout, size: tuple[int, ...]) -> Tensor:
+    """Bring a tap's tensor to ``[B, C, h, w]``.
+
+    Prefix tokens (class, registers) are dropped. The slices of a volume ``[B, C, d, h, w]`` are laid below each other: ``[B, C, d h, w]``.
+
+    Args:
+        features: ``[B, C, h, w]``, ``[B, h, w, C]``, ``[B, N, C]``, ``[N, B, C]`` or ``[B, C, d, h, w]``.
+        layout: Axis order of ``features``.
+        size: (H, W) of the images, which settles the token grid.
+
+    """
+    if layout == "NCHW":
+        return features
+    if layout == "NHWC":
+        return features.permute(0, 3, 1, 2)
+    if layout == "NCDHW":
+        return features.flatten(2, 3)
+    if layout == "NBC":
+        features = features.transpose(0, 1)
+    h, w, prefix = token_grid(features.shape[1], size)
+    tokens = features[:, prefix:].transpose(1, 2)
+    return tokens.reshape(tokens.shape[0], tokens.shape[1], h, w)

@@ -1,0 +1,17 @@
+"""Wording that errors share."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Phrase that names what the user may have meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.4) or known[:count]
+    return "nearest: " + ", ".join(repr(item) for item in close)
+
+
+def require(condition: bool, rule: str, got: object) -> None:
+    """Raise ValueError unless the rule holds."""
+    if not condition:
+        raise ValueError(f"`{rule}` must hold, but got {got}")

@@ -1,0 +1,245 @@
+"""Standards on the structure of the network: depth, resolution, stages, bottlenecks, width, attention and fusion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+from typing import Literal, get_args
+from warnings import warn
+
+from imachsr.core.calibration import Calibration
+from imachsr.core.layers import Trace
+from imachsr.core.messages import require
+from imachsr.core.selection.rule import Picked, Placement, Rule, by_depth, limits_of
+from imachsr.core.types import LayerInfo
+
+Side = Literal["before", "after"]
+
+
+def _check_side(side: str) -> None:
+    if side not in get_args(Side):
+        raise ValueError(f"`side` must be one of {get_args(Side)}, but got {side!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthStandard(Rule):
+    """Equal steps in execution order: 1-based candidates ``ceil(m T / (M + 1))``, m = 1..M; early and late use one half of the net."""
+
+    kind: Literal["depth"] = "depth"
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        return by_depth(self, trace.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolutionStandard(Rule):
+    """Where the resolution changes: the last candidate before a change of (h, w), or the first after it. Falls back to depth.
+
+    A dip inside of one block does not count: layers of one other resolution in a module that takes and gives the same (keys and values of a
+    reduced attention).
+
+    Args:
+        direction: ``down`` for down-sampling, ``up`` for up-sampling, ``both``.
+        side: ``before`` or ``after`` the change.
+
+    """
+
+    kind: Literal["resolution"] = "resolution"
+    direction: Literal["down", "up", "both"] = "down"
+    side: Side = "before"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self.side)
+        if self.direction not in ("down", "up", "both"):
+            raise ValueError(f"`direction` must be one of ('down', 'up', 'both'), but got {self.direction!r}")
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        return self.own(trace) or by_depth(self, trace.layers, "no change of resolution")
+
+    def own(self, trace: Trace) -> Picked:
+        """What the rule itself offers, perhaps nothing."""
+        picked: dict[int, str] = {}
+        path = _without_dips(trace.layers)
+        for index, next_index in zip(path, path[1:], strict=False):
+            here, after = trace.layers[index], trace.layers[next_index]
+            areas = here.height * here.width, after.height * after.width
+            change = "down" if areas[1] < areas[0] else "up" if areas[1] > areas[0] else "neither"
+            if (here.height, here.width) == (after.height, after.width) or self.direction not in (change, "both"):
+                continue
+            sizes = f"{here.height}x{here.width} -> {after.height}x{after.width}"
+            picked.setdefault(next_index if self.side == "after" else index, f"resolution: {self.side} {sizes}")
+        return list(picked.items())
+
+
+def _without_dips(layers: Sequence[LayerInfo]) -> list[int]:
+    """Indices of the layers that are no dip, see :class:`ResolutionStandard`."""
+    dips: set[int] = set()
+    for outer in layers:
+        inside = [i for i, layer in enumerate(layers) if layer.module.startswith(f"{outer.module}.") and layer.order < outer.order]
+        if not inside or inside[0] == 0 or outer.key is not None:
+            continue
+        before = layers[inside[0] - 1]
+        size = outer.height, outer.width
+        others = {(layers[i].height, layers[i].width) for i in inside} - {size}
+        if len(others) == 1 and (before.height, before.width) == size:
+            dips.update(i for i in inside if (layers[i].height, layers[i].width) != size)
+    return [i for i in range(len(layers)) if i not in dips]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStandard(Rule):
+    """Ends of stages: the last block of each run of blocks of one class and output shape in a Sequential or ModuleList. Falls back to resolution.
+
+    A single run that spans the net, as in a plain ViT, is split into ``max_taps`` equal parts.
+    """
+
+    kind: Literal["stage"] = "stage"
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        return self.own(trace) or ResolutionStandard(**limits_of(self)).pick(trace, calibration)
+
+    def own(self, trace: Trace) -> Picked:
+        """What the rule itself offers, perhaps nothing."""
+        blocks = [(index, layer) for index, layer in enumerate(trace.layers) if layer.container]
+        runs = [list(run) for _, run in groupby(blocks, key=lambda b: (b[1].container, b[1].block_cls, b[1].channels, b[1].height, b[1].width))]
+        if len(runs) == 1 and len(runs[0]) >= self.max_taps:
+            run, parts = runs[0], self.max_taps
+            ends = [run[ceil(m * len(run) / parts) - 1][0] for m in range(1, parts + 1)]
+            return [(index, f"stage: part {m} of {parts} of {run[0][1].container}") for m, index in enumerate(ends, 1)]
+        return [(run[-1][0], f"stage: end of {len(run)} x {run[-1][1].block_cls} in {run[-1][1].container}") for run in runs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoStandard(Rule):
+    """The first of resolution, stage and depth that offers ``max_taps`` layers of its own; else the first that offers any.
+
+    Layers finer than a quarter of the input are left out, where there are others: their supervision costs more than all others' together
+    (benchmarks/step_cost.py). Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
+    """
+
+    kind: Literal["auto"] = "auto"
+    placement: Placement = "early"
+    min_stride: float = 4.0
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        offers = [rule(**limits_of(self)).own(trace) for rule in (ResolutionStandard, StageStandard)]
+        coarse = [index for index, layer in enumerate(trace.layers) if layer.stride >= self.min_stride]
+        own = [self.allowed(offer, trace) if coarse else offer for offer in offers]
+        coarse = coarse or list(range(len(trace.layers)))
+        depth = [(coarse[index], reason) for index, reason in by_depth(self, [trace.layers[index] for index in coarse])]
+        enough = [picked for picked in [*own, depth] if len(self.thinned(picked)) >= self.max_taps]
+        return next((picked for picked in [*enough, *own] if picked), depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckStandard(Rule):
+    """Strict local minima of the feature size C h w after collapsing plateaus, the ``max_taps`` deepest by log-ratio to their neighbours.
+
+    Falls back to depth.
+    """
+
+    kind: Literal["bottleneck"] = "bottleneck"
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        sizes = [layer.channels * layer.height * layer.width for layer in trace.layers]
+        plateaus = [(list(run)[-1], size) for size, run in groupby(range(len(sizes)), key=sizes.__getitem__)]
+        found = []
+        for (_, left), (index, size), (_, right) in zip(plateaus, plateaus[1:], plateaus[2:], strict=False):
+            if size < left and size < right:
+                depth = left * right / size**2  # ranks as the sum of logarithms does, and equals are equal
+                found.append((depth, index, f"bottleneck: {size:,} values between {left:,} and {right:,}"))
+        deepest = sorted(found, key=lambda item: (-item[0], item[1]))[: self.max_taps]
+        return sorted((index, reason) for _, index, reason in deepest) or by_depth(self, trace.layers, "no bottleneck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthStandard(Rule):
+    """The last candidate before the number of channels grows to at least ``growth`` times, from block to block where there are blocks.
+
+    Falls back to depth.
+
+    Args:
+        growth: rho > 1.
+
+    """
+
+    kind: Literal["width"] = "width"
+    growth: float = 1.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.growth > 1, "growth > 1", self.growth)
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        blocks = [index for index, layer in enumerate(trace.layers) if layer.container]
+        steps = blocks if len(blocks) > 1 else list(range(len(trace.layers)))
+        picked = []
+        for here, after in zip(steps, steps[1:], strict=False):
+            narrow, wide = trace.layers[here].channels, trace.layers[after].channels
+            if wide >= self.growth * narrow:
+                picked.append((here, f"width: before {narrow} -> {wide} channels"))
+        return picked or by_depth(self, trace.layers, "no growth of channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionStandard(Rule):
+    """The smallest module that holds an attention (scaled dot product, or softmax and then a matrix product), or what comes before it.
+
+    Empty without attention.
+
+    Where that module's own output is no candidate (windows folded into the batch), the next module around it is taken.
+
+    Args:
+        side: ``before`` or ``after`` the attention.
+
+    """
+
+    kind: Literal["attention"] = "attention"
+    side: Side = "after"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self.side)
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        return _sites(trace, "attention", self.side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionStandard(Rule):
+    """Where features meet: the first candidate that holds a concatenation, or a sum of features of different resolution runs. Empty without any.
+
+    Plain residual sums do not count: their operands have passed the same resolutions.
+
+    Args:
+        side: ``before`` or ``after`` the fusion.
+
+    """
+
+    kind: Literal["fusion"] = "fusion"
+    side: Side = "after"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_side(self.side)
+
+    def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
+        return _sites(trace, "fusion", self.side)
+
+
+def _sites(trace: Trace, kind: str, side: Side) -> Picked:
+    index_of = {layer.address: index for index, layer in enumerate(trace.layers)}
+    picked: dict[int, str] = {}
+    for site in trace.sites:
+        address = site.before if side == "before" else site.after
+        if site.kind == kind and address is not None:
+            picked.setdefault(index_of[address], f"{kind}: {side} {site.detail}" + (f" in {site.module}" if site.module else ""))
+    if not picked:
+        warn(f"this model has no {kind} that a candidate lies {side} of: standard {kind!r} chooses no layer", stacklevel=5)
+    return sorted(picked.items())
+
+
+StructureStandard = (
+    AutoStandard | ResolutionStandard | StageStandard | DepthStandard | BottleneckStandard | AttentionStandard | FusionStandard | WidthStandard
+)
