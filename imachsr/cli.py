@@ -157,12 +157,14 @@ def layers(
     standard: Annotated[
         str | None,
         typer.Option(
-            help="Rule that chooses, such as auto, resolution, flops or explicit (method.standard.layers); an unknown one lists all.",
+            help="Rule that chooses: auto, resolution, stage, depth, flops, explicit (method.standard.layers), ...; an unknown one lists all.",
             show_default="auto",
         ),
     ] = None,
     max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="3")] = None,
-    placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
+    placement: Annotated[
+        str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="early with auto, else uniform")
+    ] = None,
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Height and width of the traced image, pixels, each >= 32.", show_default="that of the data"),
@@ -284,7 +286,8 @@ def train(
         if workers:
             from imachsr.train.ray_train import train_distributed
 
-            train_distributed(run, workers=workers, output=folder, report=report, resume=resume)
+            with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
+                train_distributed(run, workers=workers, output=folder, report=report, resume=resume)
         else:
             train_here(run, output=folder, report=report, resume=resume)
         state = "finished"
@@ -338,7 +341,7 @@ def search(
         people.print(f"results in {folder}; starting Ray ...")
 
     progress = Progress(found.metric.name, found.metric.mode, epochs, is_live=people.is_terminal and not as_json)
-    with progress:
+    with progress, contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
         summary, lines = run_search(found, folder, tracker=tracker, on_change=progress.update, on_ready=announce, resume=resume)
     page = write_report(folder)
     failure = _failure(summary, folder)

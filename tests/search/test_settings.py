@@ -1,9 +1,10 @@
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from imachsr.config.load import dump_yaml, make_run, parse_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
+from imachsr.core.entropy import Regularizer
 from imachsr.search.settings import Setting, settings
 from imachsr.search.space import Search, make_search, search_to_dict
 
@@ -14,8 +15,13 @@ def leaves(tree: Any, above: str = "") -> dict[str, Any]:
     return {above.rstrip("."): tree}
 
 
+DEFAULT_KINDS = {"auto", "prototype", "channel_norm", "cross_entropy", "smp", "scenes", "constant"}
+
+
 def of(name: str) -> dict[str, Setting]:
-    return {each.key: each for each in settings() if each.of == name and (not each.only_with or "import" not in each.only_with)}
+    """By key; where kinds have defaults of their own, those of the kinds that are the default come last, and win."""
+    found = [each for each in settings() if each.of == name and (not each.only_with or "import" not in each.only_with)]
+    return {each.key: each for each in sorted(found, key=lambda each: bool(DEFAULT_KINDS & set(each.only_with)))}
 
 
 @pytest.mark.parametrize(("name", "plain"), [("run", run_to_dict(Run())), ("search", search_to_dict(Search()))])
@@ -36,7 +42,7 @@ def test_the_list_knows_kinds_bounds_units_and_what_must_be_given() -> None:
     assert found["method.loss.temperature", ("infonce", "prototype")].default == "0.1"
     assert found["data.root", ("camvid",)].default == "must be given"
     assert found["compute.device", ()].values == "auto, cpu, cuda"
-    assert found["method.entropy", ()].values == "channel, channel_norm, or null"
+    assert found["method.entropy", ()].values == ", ".join(member.kind for member in get_args(Regularizer)) + ", or null"
     assert "pixels" in found["data.size", ("scenes", "camvid", "folder")].meaning
     assert found["budget.gpus_per_trial", ()].meaning == "GPUs, >= 0; fractions share one."
 
@@ -58,7 +64,7 @@ def test_what_is_listed_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "count"),
-    [("optimizer", 6), ("run.optimizer", 6), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 6), ("run.budget", None), ("optim", None)],
+    [("optimizer", 6), ("run.optimizer", 6), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 13), ("run.budget", None), ("optim", None)],
 )
 def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
     if count is None:

@@ -339,6 +339,7 @@ def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_
         [*command, "--resume", "--trials", "5"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.startswith("{"), f"stdout: {resumed.stdout!r}, stderr: {resumed.stderr}"
     summary = json.loads(resumed.stdout)
     assert summary["finished"]
     assert [item["number"] for item in summary["trials"]] == list(range(5))

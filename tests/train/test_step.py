@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imachsr import IMacHSR
+from imachsr import DepthStandard, IMacHSR
 from imachsr.train.device import Placement
 from imachsr.train.step import train_step
 from tests.train.toys import Tiny
@@ -18,7 +18,7 @@ CPU = Placement(device="cpu", is_bfloat16=False, is_channels_last=False)
 
 def make(**knobs: Any) -> IMacHSR:
     torch.manual_seed(0)
-    return IMacHSR(Tiny(3), example=torch.randn(2, 3, 32, 32), num_classes=3, loss="brier", **knobs)
+    return IMacHSR(Tiny(3), example=torch.randn(2, 3, 32, 32), num_classes=3, standard=DepthStandard(max_taps=2), loss="brier", **knobs)
 
 
 def batch() -> tuple[Tensor, Tensor]:
