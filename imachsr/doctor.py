@@ -56,7 +56,7 @@ def _machine() -> list[Check]:
         Check(name="GPU", state="ok" if machine.has_cuda else "note", finding=gpus),
         Check(name="CPU", state="ok", finding=f"{os.cpu_count()} cores; a trial takes 1 by default"),
         Check(name="auto precision", state="ok", finding=fast),
-        Check(name="memory", state="ok" if memory >= 4 else "note", finding=f"{memory:.1f} GiB; about 1 GiB a trial"),
+        Check(name="memory", state="ok" if memory >= 4 else "note", finding=f"{memory:.1f} GiB; 1 to 3 GiB a trial"),
         Check(name="shared memory", state="ok" if shm >= 1 else "note", finding=f"{shm:.1f} GiB free in /dev/shm; Ray wants 1 or more"),
         Check(name="disk", state="ok" if free >= 5 else "note", finding=f"{free:.1f} GiB free here"),
     ]
