@@ -19,6 +19,7 @@ from imachsr.core.entropy import Regularizer
 from imachsr.core.losses import SideLoss
 from imachsr.core.output import OutputLoss
 from tests.core import nets
+from tests.processes import leave
 
 WORLD = 2
 PARTS = (slice(0, 2), slice(2, 5))
@@ -123,7 +124,7 @@ def work(rank: int, folder: str) -> None:
         with torch.no_grad():
             found["scored", ""] = build("side/dice").eval()(images[PARTS[0]], labels[PARTS[0]]).total
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    leave()
 
 
 MISSED = ("side/prototype", "side/brier", "side/dice")

@@ -25,6 +25,7 @@ from imachsr.core.entropy import Regularizer
 from imachsr.core.losses import SideLoss
 from imachsr.core.types import Losses
 from tests.core import nets
+from tests.processes import leave
 
 STAGES = ExplicitStandard(layers=("stage1", "stage2"))
 SIDES = get_args(SideLoss)
@@ -429,7 +430,7 @@ def _begin(rank: int, work: Callable[[int], dict[str, Any]], folder: str) -> Non
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_PROCESSES)
     torch.save(work(rank), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from imachsr.core.ranks import Ranks
+from tests.processes import leave
 
 WORLD = 2
 SHARES = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 5.0], [7.0, 7.0, 7.0]], dtype=torch.float64)
@@ -59,7 +60,7 @@ def work(rank: int, folder: str) -> None:
         value.backward()
         found[loss.__name__] = {"value": value.detach(), "grad": net.module.weight.grad}
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from imachsr.data.samples import Samples
 from imachsr.train.evaluate import evaluate, score
 from imachsr.train.loop import _mean_over_ranks, train
 from imachsr.train.metrics import ConfusionMatrix
+from tests.processes import leave
 from tests.train.toys import Bands, Tiny, toy_run, without_clock
 
 RUN = {"optimizer__epochs": 2, "augment__flip": 0.5}
@@ -45,26 +46,24 @@ def _score(samples: Samples) -> dict[str, float]:
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        matrix = ConfusionMatrix(3)
-        predicted, labels = _pixels(0)
-        matrix.update(predicted[rank::2], labels[rank::2])
-        matrix.sum_over_ranks()
-        found: dict[str, Any] = {"counts": matrix.counts.tolist(), "mean": _mean_over_ranks({"both": rank, f"only{rank}": 5.0})}
-        found["score"] = _score(_samples())
-        found["one_sample"] = _score(_samples().subset([0]))
-        for name, settings in (("rows", RUN), ("unused", UNUSED)):
-            found[name] = train(toy_run(**settings), output=Path(folder) / name).history
-        found["normed"] = train(toy_run(**NORMED), output=Path(folder) / "normed").history
-        found["dropout"] = train(toy_run(**DROPOUT), output=Path(folder) / "dropout", report=lambda row: _keep(row, Path(folder), rank)).history
-        dist.barrier()
-        if rank == 0:
-            os.replace(Path(folder) / "first.pt", Path(folder) / "dropout" / "checkpoint.pt")
-        dist.barrier()
-        found["resumed"] = train(toy_run(**DROPOUT), output=Path(folder) / "dropout", resume=True).history
-        (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
-    finally:
-        dist.destroy_process_group()
+    matrix = ConfusionMatrix(3)
+    predicted, labels = _pixels(0)
+    matrix.update(predicted[rank::2], labels[rank::2])
+    matrix.sum_over_ranks()
+    found: dict[str, Any] = {"counts": matrix.counts.tolist(), "mean": _mean_over_ranks({"both": rank, f"only{rank}": 5.0})}
+    found["score"] = _score(_samples())
+    found["one_sample"] = _score(_samples().subset([0]))
+    for name, settings in (("rows", RUN), ("unused", UNUSED)):
+        found[name] = train(toy_run(**settings), output=Path(folder) / name).history
+    found["normed"] = train(toy_run(**NORMED), output=Path(folder) / "normed").history
+    found["dropout"] = train(toy_run(**DROPOUT), output=Path(folder) / "dropout", report=lambda row: _keep(row, Path(folder), rank)).history
+    dist.barrier()
+    if rank == 0:
+        os.replace(Path(folder) / "first.pt", Path(folder) / "dropout" / "checkpoint.pt")
+    dist.barrier()
+    found["resumed"] = train(toy_run(**DROPOUT), output=Path(folder) / "dropout", resume=True).history
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(found))
+    leave()
 
 
 def _keep(row: dict[str, float], folder: Path, rank: int) -> None:
