@@ -114,8 +114,8 @@ class StageStandard(Rule):
 class AutoStandard(Rule):
     """The first of resolution, stage and depth that offers ``max_taps`` layers of its own; else the first that offers any.
 
-    Layers finer than a quarter of the input are left out, where there are others: their supervision costs more than all others' together
-    (benchmarks/step_cost.py). Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
+    Layers finer than a quarter of the input are left out, where there are others: a loss costs in proportion to its positions, and these have the
+    most. Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
     """
 
     kind: Literal["auto"] = "auto"
