@@ -1,7 +1,7 @@
 """What a training step costs with intermediate supervision, against the same model without, with an auxiliary head, and with deep supervision.
 
     python benchmarks/step_cost.py                  # the tables, about 40 minutes on two cores
-    python benchmarks/step_cost.py --growth         # how the cost grows with taps, classes and resolution
+    python benchmarks/step_cost.py --growth --out FOLDER   # how it grows with taps, classes and resolution: step_cost_growth.md and .svg
     python benchmarks/step_cost.py --quick          # fewer steps, one model: for a look
 
 All cases run in one process, interleaved, on the same batches, forward, backward and AdamW; a ratio is the median over steps of its time over
@@ -24,6 +24,7 @@ from typing import Any, get_args
 
 import segmentation_models_pytorch as smp
 import torch
+from growth_plot import Point, figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,6 +151,8 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, la
 
 def peak_mib(module: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
     """Largest running sum of what one step allocates and frees, MiB."""
+    # What was allocated before must not be freed meanwhile: its size is not known, or taken for that of an older block at its address.
+    optimizer.zero_grad(set_to_none=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         step(module, optimizer, images, labels)
@@ -200,6 +203,7 @@ def measure(setting: Setting, cases: dict[str, Callable[[], nn.Module]], rounds:
 def resident_mib(setting: Setting, case: str) -> float:
     """Largest resident size of a fresh process that does three steps of one case, MiB."""
     arguments = [sys.executable, __file__, "--resident", case, "--model", "/".join(setting.model), "--threads", str(torch.get_num_threads())]
+    arguments += ["--batch", str(setting.batch)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["mib"])
 
@@ -214,40 +218,52 @@ def table(rows: list[dict[str, Any]], resident: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def growth(rounds: int) -> str:
+GROWTH = {
+    "taps": [(taps, 19, 256) for taps in (1, 2, 3, 4, 6)],
+    "classes": [(3, classes, 256) for classes in (2, 11, 19, 64, 150)],
+    "side of the images, pixels": [(3, 19, size) for size in (128, 192, 256, 384)],
+}
+"""(taps, classes, side) of each panel; what is in several is measured once."""
+
+
+def growth(rounds: int, batch: int) -> tuple[str, str]:
+    """Table in Markdown and plot as SVG."""
     lines = ["| taps | classes | side, pixels | time ratio | quartiles | memory ratio |", "|---|---|---|---|---|---|"]
-    plan = (
-        [(taps, 19, 256) for taps in (1, 2, 3, 4, 6)]
-        + [(3, classes, 256) for classes in (2, 11, 64, 150)]
-        + [(3, 19, size) for size in (128, 192, 384)]
-    )
-    for taps, classes, size in plan:
-        setting = Setting(model=MODELS[0], size=size, classes=classes)
+    rows: dict[tuple[int, int, int], dict[str, Any]] = {}
+    for taps, classes, size in dict.fromkeys(plan for panel in GROWTH.values() for plan in panel):
+        setting = Setting(model=MODELS[0], size=size, classes=classes, batch=batch)
         standard = imachsr.ResolutionStandard(max_taps=taps, direction="both")
         cases = {"output only": lambda s=setting: OutputOnly(s), "iMacHSR": lambda s=setting, k=standard: Supervised(s, standard=k)}
-        row = measure(setting, cases, rounds)[1]
+        row = rows[taps, classes, size] = measure(setting, cases, rounds)[1]
         lines.append(f"| {taps} | {classes} | {size} | {row['ratio']:.3f} | {row['low']:.3f}-{row['high']:.3f} | {row['memory_ratio']:.3f} |")
         print(lines[-1], flush=True)
-    return "\n".join(lines)
+    panels = {}
+    for axis, (name, plans) in enumerate(GROWTH.items()):
+        panels[name] = [Point(x=plan[axis], low=rows[plan]["low"], middle=rows[plan]["ratio"], high=rows[plan]["high"]) for plan in plans]
+    head = f"{'/'.join(MODELS[0])}, 3 taps, K=19, 256x256 where not varied, batch {batch}, {torch.get_num_threads()} threads, {rounds} steps"
+    return f"{head}\n\n" + "\n".join(lines) + "\n", figure(panels, head)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=Setting.batch)
     parser.add_argument("--model", help="one of " + ", ".join("/".join(model) for model in MODELS))
     parser.add_argument("--cases", help="only cases that contain one of these words, separated by commas; the plain ones always run")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--resident", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="folder for a Markdown file a model")
+    parser.add_argument("--out", type=Path, help="with --growth: folder for the table and the plot")
     arguments = parser.parse_args()
+    if arguments.out and not arguments.growth:
+        parser.error("--out belongs to --growth; the tables are printed")
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     rounds = 8 if arguments.quick else arguments.rounds
     models = [tuple(arguments.model.split("/"))] if arguments.model else MODELS[:1] if arguments.quick else MODELS
     if arguments.resident:
-        setting = Setting(model=models[0])
+        setting = Setting(model=models[0], batch=arguments.batch)
         module = cases_of(setting)[arguments.resident]().train()
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
         for index in range(3):
@@ -257,10 +273,14 @@ def main() -> None:
         print(json.dumps({"mib": int(status["VmHWM"].split()[0]) / 1024}))
         return
     if arguments.growth:
-        print(growth(rounds))
+        table_text, plot = growth(rounds, arguments.batch)
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "step_cost_growth.md").write_text(f"{table_text}\n![growth of the cost](step_cost_growth.svg)\n")
+            (arguments.out / "step_cost_growth.svg").write_text(plot)
         return
     for model in models:
-        setting = Setting(model=model)
+        setting = Setting(model=model, batch=arguments.batch)
         words = (arguments.cases or "").split(",")
         cases = {name: make for name, make in cases_of(setting).items() if name.startswith("output only") or any(word in name for word in words)}
         rows = measure(setting, cases, rounds)

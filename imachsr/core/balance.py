@@ -46,6 +46,14 @@ class GradientBalance(nn.Module):
         self._side: dict[int, Tensor] = {}
         self._norms: dict[int, Tensor] = {}
 
+    def get_extra_state(self) -> dict[int, Tensor]:
+        """What the last backward showed, which the next step takes up."""
+        return dict(self._norms)
+
+    def set_extra_state(self, state: dict[int, Tensor]) -> None:
+        """Take that up again."""
+        self._norms = {index: norms.to(self.factors.device) for index, norms in state.items()}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_side": {}, "_norms": {}}
 

@@ -19,6 +19,9 @@ from imachsr.core.types import LayerInfo, Tap
 
 PROBED = 1024
 """Positions of a batch that the linear probe sees."""
+RIDGE = 0.3
+"""r of the linear probe, beside a variance of 1 a channel."""
+_FACTORS = (0.0, *(2.0 ** (step / 2) for step in range(-16, 4)))
 
 
 class Calibration:
@@ -61,7 +64,7 @@ class Calibration:
         return self._mean(layers, batches, entropies)
 
     def probe_information(self, layers: Sequence[LayerInfo], batches: int) -> list[float]:
-        """``H(Y) - CE`` of a linear probe on each layer, nats, mean over batches; fitted on one half of the positions, read on the other."""
+        """``H(Y) - CE`` of a linear probe on each layer, nats >= 0, mean over batches; fitted on one half of the positions, read on the other."""
 
         def information(features: list[Tensor], output: Tensor, labels: Tensor, size: tuple[int, ...]) -> list[float]:
             draw = torch.tensor(self._seed, device=labels.device)
@@ -104,23 +107,35 @@ class Calibration:
             recorder.remove()
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def _probe(x: Tensor, y: Tensor, num_classes: int) -> float:
-    """Information in nats that a ridge-regularised logistic regression, fitted on the even rows, has about the classes of the odd ones."""
+    """Information in nats, >= 0, that a linear discriminant, fitted on the even rows, has about the classes of the odd ones.
+
+    ``H(Y) - min_t CE(softmax_k(log pi_k + t (x a_k - m_k a_k / 2)), Y)`` with ``a_k = (S + r I)^-1 m_k`` of standardised x, where m_k are the means
+    and S the covariance within the classes, and pi the shares of the rows that are read. The one factor t takes back what the fit is too sure of: in
+    wide layers a logistic regression, which has no such factor, ends with less than nothing. Source: Friedman 1989 (regularized discriminants).
+    """
     if len(y) < 4:
         return 0.0
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    weight = torch.zeros(x.shape[1], num_classes, device=x.device, dtype=x.dtype, requires_grad=True)
-    bias = torch.zeros(num_classes, device=x.device, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=20, line_search_fn="strong_wolfe")
+    fitted, known, read, asked = x[::2], y[::2], x[1::2], y[1::2]
+    members = F.one_hot(known, num_classes).to(x.dtype)
+    means = (members.T @ fitted) / members.sum(0).clamp(min=1).unsqueeze(1)
+    axes = _solved(fitted - means[known], means.T)
+    scores = read @ axes - (means.T * axes).sum(0) / 2
+    prior = (torch.bincount(asked, minlength=num_classes).to(x.dtype) / len(asked)).clamp(min=1e-12).log()
+    surprises = [float(F.cross_entropy(prior + factor * scores, asked)) for factor in _FACTORS]
+    return surprises[0] - min(surprises)
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x[::2] @ weight + bias, y[::2]) + 1e-2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    share = torch.bincount(y[1::2], minlength=num_classes).to(x.dtype) / len(y[1::2])
-    entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    return float(entropy - F.cross_entropy(x[1::2] @ weight.detach() + bias.detach(), y[1::2]))
+def _solved(rows: Tensor, right: Tensor) -> Tensor:
+    """``(R^T R / n + r I)^-1 B`` for R ``[n, C]`` and B ``[C, K]``, by the smaller of the two squares."""
+    n, channels = rows.shape
+    scaled = rows / math.sqrt(n)
+    ridge = RIDGE * torch.eye(min(n, channels), dtype=rows.dtype, device=rows.device)
+    solved: Tensor
+    if channels <= n:
+        solved = torch.linalg.solve(scaled.T @ scaled + ridge, right)
+    else:
+        solved = (right - scaled.T @ torch.linalg.solve(scaled @ scaled.T + ridge, scaled @ right)) / RIDGE
+    return solved

@@ -16,7 +16,7 @@ from imachsr.core.labels import SideLabels
 from imachsr.core.messages import nearest, require
 from imachsr.core.types import in_full
 
-_CHUNK = 2**17
+_CHUNK = 2**18
 """Values that are worked on at a time: temporaries in full precision stay small, and in the cache."""
 
 

@@ -4,6 +4,8 @@ The tap's h x w cells share the label map's H x W pixels out: pixel (y, x) belon
 tap finer than its labels sees each label several times: cell i reads pixel floor(i H / h). The same holds along the depth of volumes.
 """
 
+import functools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +87,7 @@ class TapLabels:
         if is_checked:
             self._check(ignore_index)
         self._cache: dict[tuple[int, int], SideLabels] = {}
+        self._counts_at: dict[tuple[int, ...], Tensor] = {}
 
     def _check(self, ignore_index: int) -> None:
         wrong = self._is_valid & ((self._labels < 0) | (self._labels >= self._num_classes))
@@ -112,27 +115,50 @@ class TapLabels:
 
     def _counts(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Valid pixels a class and cell, float32 ``[B, K, h, w]``, and all pixels a cell, ``[B, h, w]``."""
-        labels, is_valid = self._labels, self._is_valid
-        if not self.is_dense:
-            labels, is_valid = labels.view(-1, 1, 1), is_valid.view(-1, 1, 1)
-        given = labels.shape[1:]
-        if any(wanted > have for wanted, have in zip(size, given, strict=True)):  # a tap finer than its labels: repeat them
-            for axis, (wanted, have) in enumerate(zip(size, given, strict=True), start=1):
-                if wanted > have:
-                    source = torch.arange(wanted, device=labels.device) * have // wanted
-                    labels, is_valid = labels.index_select(axis, source), is_valid.index_select(axis, source)
-            given = labels.shape[1:]
-        cell = torch.zeros((1,) * len(given), dtype=torch.int64, device=labels.device)
-        for axis, (wanted, have) in enumerate(zip(size, given, strict=True)):
-            position = torch.arange(have, device=labels.device) * wanted // have
-            cell = cell * wanted + position.view([-1 if axis == a else 1 for a in range(len(given))])
-        cells = 1
-        for wanted in size:
-            cells *= wanted
-        # Ignored pixels are counted in a class of their own. Whole numbers: the order of the sum does not matter.
-        index = (torch.where(is_valid, labels, self._num_classes) * cells + cell).flatten(1)
-        counts = torch.zeros(len(labels), (self._num_classes + 1) * cells, device=labels.device)
-        counts.scatter_add_(1, index, torch.ones((), device=labels.device).expand_as(index))
-        shape = (len(labels), self._num_classes + 1, cells // size[-1], size[-1])
-        counts = counts.view(shape)
+        labels = self._counted() if self.is_dense else self._counted().view(-1, 1, 1)
+        given = tuple(labels.shape[1:])
+        is_finer = any(wanted > have for wanted, have in zip(size, given, strict=True))
+        counts = None if is_finer else self._from_finer(size)
+        if counts is None:
+            counts = _histograms(_repeated(labels, size) if is_finer else labels, self._num_classes + 1, size)
+        if not is_finer:
+            self._counts_at[size] = counts
+        counts = counts.flatten(2, -2)
         return counts[:, :-1], counts.sum(1)
+
+    def _counted(self) -> Tensor:
+        """The labels, with a class of their own for ignored pixels."""
+        return torch.where(self._is_valid, self._labels, self._num_classes)
+
+    def _from_finer(self, size: tuple[int, ...]) -> Tensor | None:
+        """Counts from those of a size that this one divides: cells are then unions of its cells, as floor(floor(k n x) / k) = floor(n x)."""
+        for finer, counts in self._counts_at.items():
+            if all(have % wanted == 0 for have, wanted in zip(finer, size, strict=True)):
+                for axis, (have, wanted) in enumerate(zip(finer, size, strict=True), start=2):
+                    # Strided slices: torch sums a short axis that lies inside ten times slower.
+                    parts = counts.unflatten(axis, (wanted, have // wanted)).unbind(axis + 1)  # type: ignore[no-untyped-call]
+                    counts = functools.reduce(torch.add, parts)
+                return counts
+        return None
+
+
+def _repeated(labels: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Labels ``[B, ...]``, repeated along the axes on which they are coarser than the cells."""
+    for axis, (wanted, have) in enumerate(zip(size, labels.shape[1:], strict=True), start=1):
+        if wanted > have:
+            labels = labels.index_select(axis, torch.arange(wanted, device=labels.device) * have // wanted)
+    return labels
+
+
+def _histograms(labels: Tensor, num_values: int, size: tuple[int, ...]) -> Tensor:
+    """How often each value is in each cell, float32 ``[B, values, *size]``; exact whatever the order of the sum."""
+    given = labels.shape[1:]
+    cell = torch.zeros((1,) * len(given), dtype=torch.int64, device=labels.device)
+    for axis, (wanted, have) in enumerate(zip(size, given, strict=True)):
+        position = torch.arange(have, device=labels.device) * wanted // have
+        cell = cell * wanted + position.view([-1 if axis == a else 1 for a in range(len(given))])
+    cells = math.prod(size)
+    index = (labels * cells + cell).flatten(1)
+    counts = torch.zeros(len(labels), num_values * cells, device=labels.device)
+    counts.scatter_add_(1, index, torch.ones((), device=labels.device).expand_as(index))
+    return counts.view(len(labels), num_values, *size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imachsr.core.layout import extent, find_layout
 from imachsr.core.output import logits_of
-from imachsr.core.tracing import WIDER, Call, Recording, left_as_found, named_tensors, run, run_again
+from imachsr.core.tracing import WIDER, Call, Recording, Seen, left_as_found, named_tensors, run, run_again
 from imachsr.core.types import LayerInfo, Layout, Site
 
 _SKIPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
@@ -29,6 +29,7 @@ class Trace:
         num_calls: Module calls seen, candidates or not.
         input_size: (H, W) of the example, or (D, H, W).
         module_names: Every module name, for messages about unknown names.
+        uncalled: Those that the forward did not call.
 
     """
 
@@ -39,6 +40,7 @@ class Trace:
     num_calls: int
     input_size: tuple[int, ...]
     module_names: tuple[str, ...]
+    uncalled: tuple[str, ...] = ()
 
 
 def _ancestors(tensor: Tensor) -> set[Any]:
@@ -90,9 +92,9 @@ def _output_nodes(outputs: list[Tensor]) -> set[Any]:
 _REORDERS = ("Alias", "Clone", "Permute", "ReshapeAlias", "Slice", "ToCopy", "Transpose", "UnsafeView", "View")
 
 
-def _origins(tensor: Tensor) -> Iterator[tuple[Any, int]]:
+def _origins(seen: Seen) -> Iterator[tuple[Any, int]]:
     """Nodes, each with its output's number, of the tensor and of what it is a copy, a part or another order of."""
-    node, number = tensor.grad_fn, tensor.output_nr
+    node, number = seen.node, seen.number
     while node is not None:
         yield node, number
         if not node.name().startswith(_REORDERS):
@@ -109,7 +111,8 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
     A candidate is a call whose output holds a float tensor with a spatial extent and at least 2 channels, that lies on a gradient path to the
     model's output, and is not: the root; the same tensor as another call's (the outermost module stands for it); the model's output or a mere resize
-    of it; dropout or identity.
+    of it; dropout or identity. Of a tuple, list, dict or dataclass each such tensor is a candidate, ``name[key]``; structures inside of it are not
+    looked into, since inner modules give their tensors. No tensor outlives its use in the forward: of each, shape, dtype and autograd node are kept.
 
     Args:
         model: Any module that takes ``[B, 3, H, W]`` (any number of input channels).
@@ -136,6 +139,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
             f"the model must have a layer to supervise, but none of its {len(first.calls)} module calls gives a spatial feature map "
             f"with a gradient path to the output: {type(model).__name__} at {'x'.join(map(str, size))}"
         )
+    names, called = [name for name, _ in model.named_modules() if name], {call.name for call in first.calls}
     return Trace(
         layers=tuple(layer for _, layer in found),
         sites=_sites(first, found),
@@ -143,7 +147,8 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         params=first.params,
         num_calls=len(first.calls),
         input_size=size,
-        module_names=tuple(name for name, _ in model.named_modules() if name),
+        module_names=tuple(names),
+        uncalled=tuple(name for name in names if name not in called),
     )
 
 
@@ -160,24 +165,23 @@ def _candidates(model: nn.Module, first: Recording, more: list[Call], size: tupl
         twin = twins.get((call.name, call.nth))
         if twin is None or isinstance(call.module, _SKIPPED) or len(twin.outputs) != len(call.outputs):
             continue
-        for index, ((key, tensor), version, (_, other)) in enumerate(zip(call.outputs, call.versions, twin.outputs, strict=True)):
-            node, twin_of = tensor.grad_fn, (tensor.grad_fn, tensor.output_nr)
-            layout = find_layout(tensor, other, size, wider=wider)
-            if layout is None or node is None or node in excluded or node not in reached:
+        for seen, other in zip(call.outputs, twin.outputs, strict=True):
+            layout = find_layout(seen.shadow, other.shadow, size, wider=wider)
+            if layout is None or seen.node is None or seen.node in excluded or seen.node not in reached:
                 continue
-            if tensor._version != version or (key is not None and any(origin in by_tensor for origin in _origins(tensor))):
+            if seen.is_rewritten or (seen.key is not None and any(origin in by_tensor for origin in _origins(seen))):
                 continue  # rewritten in place later on, or a mere collection of what inner modules gave
-            channels, shape = extent(tensor, layout, size)
+            channels, shape = extent(seen.shadow, layout, size)
             if channels < 2 or prod(shape) < 2:
                 continue
-            _, inner = by_tensor.pop(twin_of, (None, None))
-            by_tensor[twin_of] = call, _layer(call, index, layout, channels, shape, size, modules, counts[call.name], inner)
-    return _without_structured_twins(sorted(by_tensor.values(), key=lambda pair: pair[1].order))
+            _, inner = by_tensor.pop((seen.node, seen.number), (None, None))
+            by_tensor[seen.node, seen.number] = call, _layer(call, seen, layout, channels, shape, size, modules, counts[call.name], inner)
+    return sorted(by_tensor.values(), key=lambda pair: pair[1].order)
 
 
 def _layer(
     call: Call,
-    index: int,
+    seen: Seen,
     layout: Layout,
     channels: int,
     shape: tuple[int, int],
@@ -186,7 +190,6 @@ def _layer(
     num_calls: int,
     inner: LayerInfo | None,
 ) -> LayerInfo:
-    key, tensor = call.outputs[index]
     parent, _, _ = call.name.rpartition(".")
     is_block = isinstance(modules[parent], (nn.Sequential, nn.ModuleList)) and next(call.module.children(), None) is not None
     container, block_cls = (parent, type(call.module).__name__) if is_block else ("", "")
@@ -194,11 +197,11 @@ def _layer(
         container, block_cls = inner.container, inner.block_cls
     nth = f"#{call.nth}" if call.nth > 1 else ""
     return LayerInfo(
-        address=call.name + nth + (f"[{key}]" if key is not None else ""),
+        address=call.name + nth + (f"[{seen.key}]" if seen.key is not None else ""),
         module=call.name,
         nth=call.nth,
         num_calls=num_calls,
-        key=key,
+        key=seen.key,
         order=call.order,
         depth=call.name.count(".") + 1,
         cls=type(call.module).__name__,
@@ -207,32 +210,20 @@ def _layer(
         height=shape[0],
         width=shape[1],
         stride=size[-1] / shape[1],
-        dtype=str(tensor.dtype).removeprefix("torch."),
+        dtype=str(seen.shadow.dtype).removeprefix("torch."),
         params=sum(p.numel() for p in call.module.parameters()),
         signature=_signature(call.module),
         container=container,
         block_cls=block_cls,
         flops=call.flops // 2,
         params_used=call.params,
-        receptive_field=call.fields[index],
+        receptive_field=seen.step.field if seen.step is not None else 0.0,
     )
 
 
-def _without_structured_twins(found: list[tuple[Call, LayerInfo]]) -> list[tuple[Call, LayerInfo]]:
-    """Of a structured output keep the largest tensor."""
-    largest: dict[tuple[str, int], LayerInfo] = {}
-    for _, layer in found:
-        if layer.key is None:
-            continue
-        best = largest.get((layer.module, layer.nth))
-        if best is None or layer.channels * layer.height * layer.width > best.channels * best.height * best.width:
-            largest[layer.module, layer.nth] = layer
-    return [(call, layer) for call, layer in found if layer.key is None or largest[layer.module, layer.nth] is layer]
-
-
 def _sites(first: Recording, found: list[tuple[Call, LayerInfo]]) -> tuple[Site, ...]:
-    by_call = {id(call): layer for call, layer in found}
-    by_tensor = {id(tensor): layer for call, layer in found for _, tensor in call.outputs}
+    by_call = {id(call): layer for call, layer in sorted(found, key=lambda pair: pair[1].channels * pair[1].height * pair[1].width)}
+    by_step = {seen.step: layer for call, layer in found for seen in call.outputs if seen.key == layer.key}
     sites = []
     for event, inner in first.events:
         begun, around = event.time, inner
@@ -242,7 +233,7 @@ def _sites(first: Recording, found: list[tuple[Call, LayerInfo]]) -> tuple[Site,
                 begun, after = around.begun, by_call.get(id(around))
                 around = around.parent
         else:
-            after = by_tensor.get(id(event.tensor)) or next((layer for call, layer in found if call.ended >= event.time), None)
+            after = by_step.get(event.step) or next((layer for call, layer in found if call.ended >= event.time), None)
         before = [layer for call, layer in found if call.ended < begun]
         site = Site(
             kind=event.kind,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imachsr.core.messages import require
 from imachsr.core.schedules import Constant, Profile, Schedule, shares
+from imachsr.core.types import Losses
 
 Heterogeneity = Literal["strict", "warn", "off"]
 
@@ -65,6 +66,12 @@ class Objective:
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(total)):
             _blame(output, terms)
         return total
+
+
+def check_finite(losses: Losses) -> None:
+    """Raise FloatingPointError, naming the terms, unless the total is finite; for compiled nets, which do not look themselves."""
+    if not bool(torch.isfinite(losses.total)):
+        _blame(losses.output, losses.terms)
 
 
 def _blame(output: Tensor, terms: dict[str, Tensor]) -> None:

@@ -9,17 +9,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
-@dataclass(frozen=True, kw_only=True)
-class _History:
-    """Where a tensor comes from.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One operator's result, and where it comes from. Each is equal to itself only.
 
     Attributes:
         field: Receptive field, pixels along the longer side.
         jump: Distance of neighbouring positions, pixels.
         area: Fewest positions of any convolution, pooling or resize on its way.
         is_softmax: Whether it holds softmax weights.
+
     """
 
     field: float = 1.0
@@ -36,13 +38,14 @@ class Event:
         kind: ``attention`` or ``fusion``.
         detail: ``cat`` or ``add`` of a fusion, the operator's name of an attention.
         time: Module calls begun or ended before it.
-        tensor: Its result.
+        step: Its result.
+
     """
 
     kind: str
     detail: str
     time: int
-    tensor: Tensor
+    step: Step
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -61,27 +64,25 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A position in one corner sees the opposite one from there on: nothing more is to be seen.
         self._limit = 2.0 * max(images.shape[2:]) - 1
         self._axis = max(range(images.ndim - 2), key=lambda axis: int(images.shape[2 + axis]))
-        # Strong references: an id is a tensor's own only while it lives.
-        self._known: dict[int, tuple[Tensor, _History]] = {id(images): (images, _History())}
+        self._known = WeakTensorKeyDictionary({images: Step()})
 
-    def field_of(self, tensor: Tensor) -> float:
-        """Receptive field of a tensor, pixels; 0 for one that does not come from the images."""
-        found = self._known.get(id(tensor))
-        return found[1].field if found else 0.0
+    def step_of(self, tensor: Tensor) -> Step | None:
+        """What gave a tensor; None for one that does not come from the images."""
+        return self._known[tensor] if tensor in self._known else None  # noqa: SIM401 (the dictionary's `get` is untyped)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-        sources = [(leaf, self._known[id(leaf)][1]) for leaf in given if id(leaf) in self._known]
+        sources = [(leaf, self._known[leaf]) for leaf in given if leaf in self._known]
         out = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         name = func._overloadpacket.__name__
         self._count(func, name, args, kwargs, out)
         if sources and outputs and not name.endswith("_like"):  # what is only shaped like features, as a dropout mask, holds nothing of them
-            history = self._step(name, args, sources, outputs[0])
-            self._notice(name, args, sources, outputs[0])
+            step = self._step(name, args, sources, outputs[0])
+            self._notice(name, sources, outputs[0], step)
             for tensor in outputs:
-                self._known[id(tensor)] = (tensor, history)
+                self._known[tensor] = step
         return out
 
     def _count(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> None:
@@ -91,7 +92,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif func._overloadpacket in flop_registry:
             self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
 
-    def _step(self, name: str, args: Any, sources: list[tuple[Tensor, _History]], out: Tensor) -> _History:
+    def _step(self, name: str, args: Any, sources: list[tuple[Tensor, Step]], out: Tensor) -> Step:
         # A gate that is spread over all positions (squeeze and excitation) does not make its partner coarse, nor far-sighted.
         histories = [history for tensor, history in sources if tensor.shape == out.shape] or [history for _, history in sources]
         widest = max(histories, key=lambda h: h.field)
@@ -120,17 +121,17 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             field = self._limit
         elif name in _PASSING or (name in ("mul", "mul_", "div", "div_") and len(sources) == 1):
             is_softmax = any(history.is_softmax for _, history in sources)
-        return _History(field=min(field, self._limit), jump=jump, area=area, is_softmax=is_softmax)
+        return Step(field=min(field, self._limit), jump=jump, area=area, is_softmax=is_softmax)
 
-    def _notice(self, name: str, args: Any, sources: list[tuple[Tensor, _History]], out: Tensor) -> None:
+    def _notice(self, name: str, sources: list[tuple[Tensor, Step]], out: Tensor, step: Step) -> None:
         time = self._now()
         if "scaled_dot_product" in name or (name == "bmm" and any(history.is_softmax for _, history in sources)):
-            self._tell(Event(kind="attention", detail=name.strip("_"), time=time, tensor=out))
+            self._tell(Event(kind="attention", detail=name.strip("_"), time=time, step=step))
         operands = [history for tensor, history in sources if tensor.ndim >= 4]
         if name == "cat" and len(operands) > 1 and out.ndim >= 4:
-            self._tell(Event(kind="fusion", detail="cat", time=time, tensor=out))
+            self._tell(Event(kind="fusion", detail="cat", time=time, step=step))
         elif name in ("add", "add_") and len(operands) > 1 and len({history.area for history in operands}) > 1:
-            self._tell(Event(kind="fusion", detail="add", time=time, tensor=out))
+            self._tell(Event(kind="fusion", detail="add", time=time, step=step))
 
 
 _PASSING = (

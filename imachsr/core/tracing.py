@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imachsr.core.operators import Event, Operators
+from imachsr.core.operators import Event, Operators, Step
 
 WIDER = 32
 """Pixels added to the width in the second run; most encoders need a multiple of 32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is kept of a tensor that a call gave: everything but its values, which would be the memory of a training step.
+
+    Attributes:
+        key: In a structured output, see :func:`named_tensors`.
+        shadow: Of its shape and dtype, with one value in memory. It shares the version, which counts how often the tensor, or a view of it, was
+            rewritten.
+        version: When the call ended.
+        node: Of autograd, that gave the tensor; None without a gradient.
+        number: Of the tensor among the node's outputs.
+        step: Operator that gave it; None where operators are not watched, or it does not come from the images.
+
+    """
+
+    key: str | None
+    shadow: Tensor
+    version: int
+    node: Any
+    number: int
+    step: Step | None
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether its values have changed since the call ended."""
+        return self.shadow._version != self.version
+
+
+def _seen(key: str | None, tensor: Tensor, step: Step | None) -> Seen:
+    shadow = tensor.detach()
+    shadow.data = torch.empty((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return Seen(key=key, shadow=shadow, version=tensor._version, node=tensor.grad_fn, number=tensor.output_nr, step=step)
 
 
 @dataclass(kw_only=True)
@@ -30,9 +64,7 @@ class Call:
         order: Position in the order in which calls end.
         flops: Of the batch's forward up to its end.
         params: First used up to its end.
-        outputs: Tensors with their keys, see :func:`named_tensors`.
-        versions: Of the tensors, when the call ended.
-        fields: Receptive fields of the tensors, pixels.
+        outputs: Its tensors.
 
     """
 
@@ -45,9 +77,7 @@ class Call:
     order: int = -1
     flops: int = 0
     params: int = 0
-    outputs: list[tuple[str | None, Tensor]] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    fields: list[float] = field(default_factory=list)
+    outputs: list[Seen] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -71,7 +101,7 @@ class Recording:
 
 
 def named_tensors(output: Any) -> list[tuple[str | None, Tensor]]:
-    """Flatten a module's output to (key, tensor) pairs; the key of a bare tensor is None."""
+    """The tensors of a module's output with their keys; the key of a bare tensor is None. Structures inside of structures are not looked into."""
     if isinstance(output, Tensor):
         return [(None, output)]
     if isinstance(output, dict):
@@ -138,17 +168,15 @@ class _Recorder:
         call = self.stack.pop()
         self._counts[name] += 1
         call.nth, call.ended, call.order, call.params = self._counts[name], self.time, len(self.calls), self.params
-        call.outputs = named_tensors(output)
-        call.versions = [tensor._version for _, tensor in call.outputs]
-        if self.operators is not None:
-            call.flops = self.operators.flops
-            call.fields = [self.operators.field_of(tensor) for _, tensor in call.outputs]
+        call.flops = self.operators.flops if self.operators is not None else 0
+        step_of = self.operators.step_of if self.operators is not None else lambda _: None
+        call.outputs = [_seen(key, tensor, step_of(tensor)) for key, tensor in named_tensors(output)]
         self.time += 1
         self.calls.append(call)
 
 
 def run(model: nn.Module, images: Tensor, *, is_watched: bool = True) -> Recording:
-    """One forward.
+    """One forward, which keeps no tensor for a backward: of autograd only its nodes are looked at.
 
     Args:
         model: As it is, with its mode.
@@ -156,6 +184,20 @@ def run(model: nn.Module, images: Tensor, *, is_watched: bool = True) -> Recordi
         is_watched: Whether operators are looked at too.
 
     """
+    with suppress(Exception), torch.autograd.graph.saved_tensors_hooks(_drop, _miss):
+        return _run(model, images, is_watched)
+    return _run(model, images, is_watched)  # it takes gradients itself, or fails, and then says so once more
+
+
+def _drop(_tensor: Tensor) -> None:
+    return None
+
+
+def _miss(_nothing: None) -> Tensor:
+    raise RuntimeError("no tensor is kept for a backward")
+
+
+def _run(model: nn.Module, images: Tensor, is_watched: bool) -> Recording:
     torch.default_generator.manual_seed(0)  # a model that skips layers at random skips the same in every run
     recorder = _Recorder()
     handles = []
@@ -164,20 +206,19 @@ def run(model: nn.Module, images: Tensor, *, is_watched: bool = True) -> Recordi
             handles.append(module.register_forward_pre_hook(_begin_of(recorder, name)))
             handles.append(module.register_forward_hook(_end_of(recorder, name)))
     events: list[tuple[Event, Call | None]] = []
+    operators = Operators(images, lambda event: events.append((event, recorder.stack[-1] if recorder.stack else None)), lambda: recorder.time)
     try:
         if is_watched:
-            recorder.operators = Operators(
-                images, lambda event: events.append((event, recorder.stack[-1] if recorder.stack else None)), lambda: recorder.time
-            )
-            with recorder.operators:
+            recorder.operators = operators
+            with operators:
                 output = model(images)
         else:
             output = model(images)
     finally:
+        recorder.operators = None  # which refers to the recorder: a circle, whose memory waits for the collector
         for handle in handles:
             handle.remove()
-    flops = recorder.operators.flops if recorder.operators is not None else 0
-    return Recording(calls=recorder.calls, output=output, events=events, flops=flops, params=recorder.params)
+    return Recording(calls=recorder.calls, output=output, events=events, flops=operators.flops, params=recorder.params)
 
 
 def _begin_of(recorder: _Recorder, name: str) -> Any:

@@ -225,7 +225,7 @@ class IMacHSR(nn.Module):
             labels = at_taps.at(extent or (hidden.shape[-2], hidden.shape[-1]))
             if address not in shared:
                 labels = replace(labels, ranks=Ranks())
-            losses.scale[address] = hidden.detach().float().std()
+            losses.scale[address] = _spread(hidden.detach())
             scores = None
             if self.losses:
                 loss = self.losses[index]
@@ -276,6 +276,13 @@ class IMacHSR(nn.Module):
                     "lower beta, or set standardize=True in the entropy regularizer",
                     stacklevel=2,
                 )
+
+
+def _spread(features: Tensor) -> Tensor:
+    """Standard deviation of all values, as a norm and a mean: two passes, where ``std`` takes the time of eight."""
+    features = features.float()
+    norm: Tensor = torch.linalg.vector_norm(features)
+    return (norm.square() / features.numel() - features.mean().square()).clamp(min=0).sqrt()
 
 
 def _gives_scores(loss: AnySideLoss) -> bool:

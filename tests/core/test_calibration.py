@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imachsr import EntropyStandard, ExplicitStandard, GradientStandard, IMacHSR, ProbeStandard, UnionStandard, trace
-from imachsr.core.calibration import PROBED, Calibration
+from imachsr.core.calibration import PROBED, RIDGE, Calibration, _probe
 from imachsr.core.labels import TapLabels
 from imachsr.core.layers import Trace
 from imachsr.core.losses.protocol import sample
 from imachsr.core.selection import select
-from imachsr.core.selection.rule import quantile_picks
 from tests.core import nets
 
 
@@ -119,31 +118,61 @@ def test_a_probe_reads_what_there_is_and_no_more() -> None:
     assert noise + 0.1 < mixed < same - 0.1
 
 
-def test_a_probe_is_a_ridge_regression_of_classes_that_is_read_on_other_positions() -> None:
-    """Against Newton's method in float64, on a small map where the drawn positions are all there are: the optimum is one."""
+def discriminant(x: Tensor, y: Tensor) -> float:
+    """Class by class and row by row in float64, with the best of many factors."""
+    x = x.double()
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    rows, known, read, asked = x[::2], y[::2].tolist(), x[1::2], y[1::2].tolist()
+    classes = range(max(*known, *asked) + 1)
+    of = {k: [row for row, label in zip(rows, known, strict=True) if label == k] for k in classes}
+    means = {k: sum(of[k]) / len(of[k]) if of[k] else torch.zeros(x.shape[1]).double() for k in classes}
+    within = sum(torch.outer(row - means[k], row - means[k]) for k in classes for row in of[k]) / len(rows)
+    inverse = torch.linalg.inv(within + RIDGE * torch.eye(x.shape[1]).double())
+    scores = [[(float(row @ inverse @ means[k] - means[k] @ inverse @ means[k] / 2)) for k in classes] for row in read]
+    share = [asked.count(k) / len(asked) for k in classes]
+
+    def surprise(factor: float) -> float:
+        total = 0.0
+        for row, label in zip(scores, asked, strict=True):
+            odds = [share[k] * math.exp(factor * (row[k] - max(row))) for k in classes]
+            total -= math.log(odds[label] / sum(odds))
+        return total / len(asked)
+
+    return surprise(0.0) - min(surprise(2 ** (step / 10)) for step in range(-100, 21))
+
+
+@pytest.mark.parametrize("channels", [2, 6, 90])
+@pytest.mark.parametrize("signal", [0.0, 0.7, 3.0])
+def test_a_probe_is_a_linear_discriminant_that_is_read_on_other_positions(channels: int, signal: float) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    y = torch.randint(0, 4, (120,), generator=generator)
+    y[y == 2] = 0  # one class is absent
+    x = torch.randn(120, channels, generator=generator) @ torch.randn(channels, channels, generator=generator)
+    x = 5 + x + signal * torch.randn(4, channels, generator=generator)[y] * channels**0.5
+    given = _probe(x, y, 4)
+    assert given >= 0
+    assert given == pytest.approx(discriminant(x, y), abs=5e-3)
+    assert given == pytest.approx(_probe(3 * x - 7, y, 4), abs=1e-4)
+    order = torch.tensor([2, 3, 0, 1])
+    assert given == pytest.approx(_probe(x, order[y], 4), abs=1e-4)
+
+
+def test_the_probe_of_a_layer_sees_its_features_and_labels() -> None:
+    """On a small map the drawn positions are all there are."""
     model = encoder()
     images, labels = nets.images(4), nets.labels(4, seed=3)
     found = trace(model, images)
     index = next(i for i, layer in enumerate(found.layers) if layer.address == "stage2")
-    given = calibration(model, [(images, labels)]).probe_information([found.layers[index]], 1)[0]
     hidden = features_of(model, found, images)[0][index].detach()
     x, y, _ = sample(hidden, TapLabels(labels, nets.NUM_CLASSES, 255).at(tuple(hidden.shape[2:])), PROBED)
     assert len(y) == hidden[:, 0].numel()
-    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    inputs = torch.cat([x, torch.ones(len(x), 1)], 1).double()
-    penalty = torch.tensor([0.01] * x.shape[1] + [0.0]).double()[:, None]
+    assert calibration(model, [(images, labels)]).probe_information([found.layers[index]], 1)[0] == pytest.approx(discriminant(x, y), abs=5e-3)
 
-    def objective(flat: Tensor) -> Tensor:
-        weight = flat.view(-1, 3)
-        return F.cross_entropy(inputs[::2] @ weight, y[::2]) + (penalty * weight.square()).sum()
 
-    flat = torch.zeros(inputs.shape[1] * 3, dtype=torch.float64)
-    for _ in range(20):
-        hessian = torch.autograd.functional.hessian(objective, flat) + 1e-9 * torch.eye(len(flat)).double()
-        flat = flat - torch.linalg.solve(hessian, torch.autograd.functional.jacobian(objective, flat))
-    share = torch.bincount(y[1::2], minlength=3) / len(y[1::2])
-    expected = -(share * share.log()).sum() - F.cross_entropy(inputs[1::2] @ flat.view(-1, 3), y[1::2])
-    assert given == pytest.approx(expected.item(), abs=1e-3)
+def test_a_wide_layer_that_shows_nothing_holds_no_information_and_not_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 19, (PROBED,), generator=generator)
+    assert 0 <= _probe(torch.randn(PROBED, 1280, generator=generator), y, 19) < 0.02
 
 
 def test_void_pixels_count_in_no_measurement_that_reads_labels() -> None:
@@ -290,7 +319,7 @@ def test_gradient_quantiles_share_the_sum(ten: Trace) -> None:
             expected.append(index)
         run += value
     assert chosen(standard, ten, VALUES) == expected
-    assert chosen(standard, ten, [0.0] * 10) == [0]
+    assert chosen(standard, ten, [0.0] * 10) == [0, 1, 2]
     with pytest.raises(ValueError, match=r"`take` must be one of \('minima', 'quantiles'\), but got 'lowest'"):
         GradientStandard(take="lowest")  # type: ignore[arg-type]
 
@@ -301,17 +330,24 @@ def test_entropy_takes_the_most_overconfident(ten: Trace) -> None:
     assert tap.reason == "entropy: H / log C is 0.2, rank 3 of 10"
 
 
+@pytest.mark.parametrize("name", ["gradient", "entropy"])
+def test_the_best_that_are_far_enough_apart_are_taken(name: str, ten: Trace) -> None:
+    ranking = [5, 6, 1, 3, 8, 2, 0, 7, 9, 4] if name == "entropy" else [1, 3, 8, 5, 6, 2, 0, 7, 9, 4]
+    for gap in range(4):
+        expected: list[int] = []
+        for index in ranking:
+            if all(abs(index - other) > gap for other in expected):
+                expected.append(index)
+        assert chosen({"kind": name, "min_gap": gap}, ten, VALUES) == sorted(expected[:3])
+
+
 def test_probe_takes_equal_steps_of_information(ten: Trace) -> None:
     information = [0.1, 0.1, 0.31, 0.2, 0.52, 0.4, 0.6, 0.9, 0.8, 0.9]
     steps = [0.1 + m / 4 * 0.8 for m in (1, 2, 3)]
     expected = [next(i for i, value in enumerate(information) if value >= step) for step in steps]
     assert chosen(ProbeStandard(), ten, information) == expected
-    assert chosen(ProbeStandard(), ten, [0.4] * 10) == [0]
+    assert chosen(ProbeStandard(), ten, [0.4] * 10) == [0, 1, 2]  # nothing tells them apart: the first of them
     assert "from 0.1 to 0.9 nats" in select(ProbeStandard(), ten, Given(information))[0].reason
-
-
-def test_quantiles_that_are_never_reached_are_left_out() -> None:
-    assert [index for index, _ in quantile_picks(ProbeStandard(max_taps=3), [0.1, 0.3, 0.6], "it")] == [1, 2]
 
 
 # ---- through the wrapper --------------------------------------------------------------------------------------------------------------------

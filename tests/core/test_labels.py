@@ -146,6 +146,38 @@ def test_a_size_is_computed_once() -> None:
     assert labels.at((2, 2)) is not labels.at((4, 4))
 
 
+@pytest.mark.parametrize(
+    ("full", "order"),
+    [
+        ((32, 48), [(16, 24), (8, 12), (4, 4), (2, 6), (1, 1)]),
+        ((37, 50), [(12, 20), (6, 10), (3, 5), (3, 1)]),  # the first does not divide the labels, the others divide it
+        ((32, 48), [(16, 24), (5, 7), (8, 9), (4, 12), (2, 3)]),
+        ((32, 48), [(64, 96), (32, 48), (16, 16)]),  # a tap finer than its labels comes first
+        ((24, 36), [(48, 18), (24, 9), (12, 9)]),  # finer along one axis only
+        ((6, 16, 24), [(6, 8, 12), (3, 4, 6), (2, 4, 3), (1, 1, 1)]),
+        ((5, 14, 9), [(4, 8, 6), (2, 4, 3), (3, 2, 2)]),
+    ],
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_a_size_is_the_same_whatever_was_asked_before(full: tuple[int, ...], order: list[tuple[int, ...]], is_reversed: bool) -> None:
+    labels = drawn(full, 5, 0.3, seed=len(order))
+    shared = TapLabels(labels, 5, 255)
+    for size in order[::-1] if is_reversed else order:
+        ours, alone = shared.at(size), TapLabels(labels, 5, 255).at(size)
+        assert torch.equal(ours.hard, alone.hard)
+        assert torch.equal(ours.valid, alone.valid)
+        assert torch.equal(ours.soft, alone.soft)
+
+
+def test_one_label_an_image_is_the_same_at_whatever_taps() -> None:
+    labels = torch.tensor([3, 255, 0])
+    shared = TapLabels(labels, 4, 255)
+    for size in ((8, 8), (4, 4), (1, 1), (2, 4, 4)):
+        ours, alone = shared.at(size), TapLabels(labels, 4, 255).at(size)
+        assert torch.equal(ours.hard, alone.hard)
+        assert torch.equal(ours.soft, alone.soft)
+
+
 def test_the_callers_labels_are_left_alone() -> None:
     labels = drawn((8, 8), 3, 0.5, 0)
     before = labels.clone()

@@ -827,6 +827,44 @@ def test_region_information_is_more_for_the_labels_themselves_than_for_noise() -
     assert abs(untold - nothing) < 0.1
 
 
+@pytest.mark.parametrize("jitter", [1e-4, 1e-6, 1e-8])
+def test_region_information_of_nearly_certain_scores_is_that_of_float64(jitter: float) -> None:
+    # What is left unexplained is smaller than the rounding of covariances in float32: their determinants would be of noise, or not defined.
+    labels = torch.zeros(2, 64, 64, dtype=torch.int64)
+    labels[:, :, 32:] = 1
+    at = TapLabels(labels, 2, 255).at((64, 64))
+    z = at.soft * 12 - 6 + 0.01 * torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    loss = RegionMutualInformation(jitter=jitter)
+    assert loss(z, at).item() == pytest.approx(loss(z.double(), at).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prototype_at_features_of_zero_is_its_formula_with_the_shortest_length(dtype: torch.dtype) -> None:
+    """A position without any feature counts as a vector of length 0 of those that count as 1e-3 long: equally far from all classes."""
+    z, labels = draw(Prototype, void=0.0)
+    z[0, :, 1, 1] = z[1, :, 0, 2] = 0
+    z = z.to(dtype)
+    value = Prototype()(z, labels)
+    seen = [(x / x.norm().clamp(min=1e-3), y) for x, y in pixels(z.double(), labels)]
+    centres = {k: unit(sum(x for x, y in seen if y == k)) for k in {y for _, y in seen}}
+    terms = []
+    for x, y in seen:
+        strength = {k: torch.exp(x @ centre / Prototype().temperature) for k, centre in centres.items()}
+        terms.append(-torch.log(strength[y] / sum(strength.values())))
+    assert terms[5].item() == pytest.approx(math.log(len(centres)))
+    torch.testing.assert_close(value.double(), sum(terms) / len(terms), rtol=1e-5, atol=1e-6)
+    grad = gradient(lambda x: Prototype()(x, labels), z)
+    assert bool(torch.isfinite(grad).all())
+
+
+def test_prototype_of_features_that_are_all_zero_is_that_of_classes_that_cannot_be_told_apart() -> None:
+    _, labels = draw(Prototype, void=0.0)
+    z = torch.zeros(2, 6, 4, 4)
+    present = len(set(labels.hard.flatten().tolist()) - {-1})
+    assert Prototype()(z, labels).item() == pytest.approx(math.log(present), rel=1e-6)
+    assert bool(torch.isfinite(gradient(lambda x: Prototype()(x, labels), z)).all())
+
+
 def test_an_edge_lies_between_classes_and_not_at_void() -> None:
     labels = TapLabels(torch.tensor([[[0, 0, 1, 255, 2], [0, 0, 1, 1, 2]]]), 3, 255).at((2, 5))
     z = torch.zeros(1, 1, 2, 5, dtype=torch.float64)

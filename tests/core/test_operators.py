@@ -225,7 +225,7 @@ def operators_field(model: nn.Module, name: str) -> float:
     """The field of a module's output, whether or not it is a candidate (images of 8 x 128 with strides along the width only give none)."""
     from imachsr.core.tracing import run
 
-    return next(call.fields[0] for call in run(model, torch.ones(2, 3, 8, 128)).calls if call.name == name)
+    return next(call.outputs[0].step.field for call in run(model, torch.ones(2, 3, 8, 128)).calls if call.name == name)
 
 
 def test_after_global_pooling_nothing_is_left_to_see() -> None:

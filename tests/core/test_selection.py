@@ -3,7 +3,8 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
-from itertools import groupby
+from functools import partial
+from itertools import combinations, groupby, pairwise
 from math import ceil
 from typing import Any, get_args
 
@@ -20,7 +21,9 @@ from imachsr import (
     ExplicitStandard,
     FlopsStandard,
     FusionStandard,
+    GradientStandard,
     ParamsStandard,
+    ProbeStandard,
     ReceptiveFieldStandard,
     ResolutionStandard,
     StageStandard,
@@ -32,7 +35,7 @@ from imachsr.core.calibration import Calibration
 from imachsr.core.layers import Trace
 from imachsr.core.selection import Standard, parse_standard, select
 from imachsr.core.selection.measured import MeasuredStandard
-from imachsr.core.selection.rule import Placement, Rule
+from imachsr.core.selection.rule import Placement, Rule, apart, room
 from imachsr.core.types import LayerInfo, Site, Tap
 from tests.core import nets
 
@@ -132,6 +135,29 @@ HOURGLASS = made(
 )
 
 
+def nearest(ideals: Sequence[int], free: Sequence[int], gap: int) -> list[int]:
+    """By trying all: as many as the ideals, more than the gap apart, least in sum of distances, then earliest."""
+    ways = [way for way in combinations(free, len(ideals)) if all(b - a > gap for a, b in pairwise(way))]
+    return list(min(ways, key=lambda way: (sum(abs(p - ideal) for p, ideal in zip(way, ideals, strict=True)), way)))
+
+
+def most(free: Sequence[int], gap: int, wanted: int) -> int:
+    """The largest number of taps up to the wanted one that fit, by trying all."""
+    return next(count for count in range(wanted, 0, -1) if any(all(b - a > gap for a, b in pairwise(way)) for way in combinations(free, count)))
+
+
+@pytest.mark.parametrize("gap", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_taps_are_told_apart_with_the_least_shift(seed: int, gap: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(20):
+        free = sorted(rng.sample(range(14), rng.randint(1, 9)))
+        count = most(free, gap, 4)
+        assert room(free, gap) == most(free, gap, 14)
+        ideals = sorted(rng.choice(free) for _ in range(count))
+        assert apart(ideals, free, gap) == nearest(ideals, free, gap)
+
+
 @pytest.mark.parametrize("wanted", [1, 2, 3, 5])
 @pytest.mark.parametrize("found", FLAT, ids=lambda found: len(found.layers))
 def test_depth_takes_equal_steps(found: Trace, wanted: int) -> None:
@@ -141,12 +167,34 @@ def test_depth_takes_equal_steps(found: Trace, wanted: int) -> None:
 
 
 @pytest.mark.parametrize("found", FLAT[1:], ids=lambda found: len(found.layers))
-def test_early_and_late_depth_use_one_half_of_the_net(found: Trace) -> None:
+def test_early_and_late_depth_use_one_half_of_the_net_where_it_has_room(found: Trace) -> None:
     total = len(found.layers)
     early, late = (chosen(DepthStandard(max_taps=3, placement=placement), found) for placement in ("early", "late"))
-    assert max(early) < ceil(total / 2)
-    assert min(late) >= total // 2
-    assert len(early) == len(late)
+    assert len(early) == len(late) == min(3, total)
+    assert max(early) < max(3, ceil(total / 2))
+    assert min(late) >= min(total - 3, total // 2)
+
+
+QUANTILES = [DepthStandard, FlopsStandard, ParamsStandard, ReceptiveFieldStandard, ProbeStandard, partial(GradientStandard, take="quantiles")]
+
+
+@pytest.mark.parametrize("member", QUANTILES, ids=["depth", "flops", "params", "receptive_field", "probe", "gradient"])
+@pytest.mark.parametrize("placement", get_args(Placement))
+def test_equal_parts_are_as_many_taps_as_fit_whatever_the_layers_hold(member: Any, placement: Placement) -> None:
+    rng = random.Random(5)
+    for _ in range(40):
+        total = rng.randint(1, 10)
+        # Most of it in a few layers, so that several targets fall on one.
+        steps = [rng.choice((0, 0, 1, 50)) for _ in range(total)]
+        grown = [1 + sum(steps[: index + 1]) for index in range(total)]
+        sizes = [(rng.choice((4, 8, 16)),) * 2 for _ in range(total)]
+        found = made(sizes, flops=grown, params=grown, fields=[float(value) for value in grown])
+        wanted, gap, stride = rng.randint(1, 4), rng.choice((0, 0, 1, 2)), rng.choice((1, 1, 8))
+        free = [index for index, layer in enumerate(found.layers) if layer.stride >= stride] or list(range(total))
+        picks = chosen(member(max_taps=wanted, min_gap=gap, placement=placement, min_stride=stride), found)
+        assert len(picks) == most(free, gap, wanted)
+        assert set(picks) <= set(free)
+        assert all(b - a > gap for a, b in pairwise(picks))
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -226,7 +274,7 @@ def test_auto_takes_the_first_of_resolution_stage_and_depth_that_offers_enough()
     short = made([(16, 16)] * 4 + [(8, 8)] * 4 + [(4, 4)] * 4)
     assert chosen(StageStandard(), both) != chosen(ResolutionStandard(), both)
     for found, standard in ((both, ResolutionStandard()), (blocks, StageStandard()), (stages, StageStandard()), (short, DepthStandard())):
-        uniform = AutoStandard(placement="uniform")
+        uniform = AutoStandard(placement="uniform", min_stride=4.0)
         assert chosen(uniform, found) == chosen(standard, found)
         assert {reason.split(":")[0] for reason in reasons(uniform, found)} == {standard.kind}
 
@@ -234,20 +282,21 @@ def test_auto_takes_the_first_of_resolution_stage_and_depth_that_offers_enough()
 def test_auto_takes_what_there_is_when_nothing_is_enough() -> None:
     # Nothing offers 9: the changes of resolution, as the first, are taken.
     found = made([(16, 16), (16, 16), (8, 8), (4, 4)])
-    assert chosen(AutoStandard(max_taps=9), found) == chosen(ResolutionStandard(max_taps=9), found)
+    assert chosen(AutoStandard(max_taps=9, min_stride=4.0), found) == chosen(ResolutionStandard(max_taps=9), found)
 
 
-def test_auto_leaves_out_what_is_finer_than_a_quarter_of_the_input() -> None:
+def test_auto_leaves_out_what_is_finer_than_its_stride_allows() -> None:
     sizes = [(64, 64)] * 6 + [(32, 32)] * 6 + [(16, 16)] * 3 + [(8, 8)] * 3 + [(4, 4)] * 3 + [(2, 2)] * 3
-    found = made(sizes)
-    assert chosen(AutoStandard(), found) == [14, 17, 20]
-    assert chosen(AutoStandard(min_stride=1.0), found) == chosen(ResolutionStandard(placement="early"), found)
+    found, auto = made(sizes), partial(AutoStandard, min_stride=4.0)
+    assert chosen(auto(), found) == [14, 17, 20]
+    assert chosen(auto(min_stride=8.0), found) == [16, 17, 18]  # two changes of resolution are too few: steps in depth among the coarse
+    assert chosen(auto(min_stride=1.0), found) == chosen(ResolutionStandard(placement="early"), found)
     # Resolution offers enough, but all of it too fine: the steps in depth are among the coarse ones.
     fine = made([(64, 64), (56, 56), (48, 48), (32, 32)] + [(16, 16)] * 12)
-    assert chosen(AutoStandard(placement="uniform"), fine) == [4 + ceil(m * 12 / 4) - 1 for m in (1, 2, 3)]
+    assert chosen(auto(placement="uniform"), fine) == [4 + ceil(m * 12 / 4) - 1 for m in (1, 2, 3)]
     # Nothing is coarse: then nothing is left out.
     shallow = made([(64, 64), (56, 56), (48, 48), (32, 32)])
-    assert chosen(AutoStandard(), shallow) == chosen(ResolutionStandard(), shallow) == [0, 1, 2]
+    assert chosen(auto(), shallow) == chosen(ResolutionStandard(), shallow) == [0, 1, 2]
 
 
 @rule
@@ -261,7 +310,7 @@ def test_layers_finer_than_min_stride_are_left_out_where_the_rule_offers_others(
         wanted = [index for index in offered if found.layers[index].stride >= 8] or offered
         assert chosen(coarse, found) == wanted
         seen += len(wanted) < len(offered)
-    assert seen or member is AutoStandard  # which looks for others itself
+    assert seen or member not in (ResolutionStandard, StageStandard, WidthStandard, AttentionStandard, FusionStandard)  # the others look for more
 
 
 def offering(rng: random.Random, total: int) -> Trace:
@@ -371,9 +420,10 @@ def test_an_explicit_layer_names_the_pattern_that_chose_it_first(reused: Trace) 
 
 def test_a_key_is_part_of_the_address() -> None:
     found = trace(nets.Structured("dict"), nets.images())
-    (tap,) = select(ExplicitStandard(layers=("fork[big]",)), found)
-    assert tap.layer.key == "big"
-    with pytest.raises(ValueError, match=r"'fork' is a module, but no candidate .*; nearest: 'fork\[big\]'"):
+    for key in ("small", "big"):
+        (tap,) = select(ExplicitStandard(layers=(f"fork[{key}]",)), found)
+        assert tap.layer.key == key
+    with pytest.raises(ValueError, match=r"'fork' is a module, but no candidate .*; nearest: .*'fork\[big\]'"):
         select(ExplicitStandard(layers=("fork",)), found)
 
 
@@ -385,6 +435,13 @@ def test_an_unknown_layer_is_refused_with_the_nearest_names(reused: Trace) -> No
 def test_a_module_that_is_no_candidate_is_told_apart_from_an_unknown_one(reused: Trace) -> None:
     with pytest.raises(ValueError, match=r"'head' is a module, but no candidate \(.*or the output\)"):
         select(ExplicitStandard(layers=("head",)), reused)
+
+
+def test_a_module_that_is_never_called_is_told_as_such() -> None:
+    model = nets.Reused()
+    model.spare = nn.Conv2d(3, 8, 1)
+    with pytest.raises(ValueError, match=r"`layers` must name candidates, but 'spare' is a module that the forward does not call; nearest: '"):
+        select(ExplicitStandard(layers=("spare",)), trace(model, nets.images()))
 
 
 @pytest.mark.parametrize(
@@ -574,27 +631,29 @@ def test_every_block_of_a_vision_transformer_attends() -> None:
 # ---- cost and receptive field -----------------------------------------------------------------------------------------------------------------
 
 
-def first_at(values: Sequence[float], targets: Sequence[float]) -> list[int]:
-    return sorted({next(index for index, value in enumerate(values) if value >= target) for target in targets if max(values) >= target})
+def parts_at(values: Sequence[float], targets: Sequence[float]) -> list[int]:
+    """The first to reach each target, or the last; told apart."""
+    ideals = [next((index for index, value in enumerate(values) if value >= target), len(values) - 1) for target in targets]
+    return nearest(ideals, range(len(values)), 0)
 
 
 @pytest.mark.parametrize("placement", get_args(Placement))
-@pytest.mark.parametrize("max_taps", [1, 3, 6])
+@pytest.mark.parametrize("max_taps", [1, 3, 5])
 @pytest.mark.parametrize("seed", range(4))
 def test_cost_is_spent_in_equal_parts(seed: int, max_taps: int, placement: Placement) -> None:
     rng = random.Random(seed)
     flops, params, run = [], [], [0, 0]
-    for _ in range(30):
+    for _ in range(14):
         run = [run[0] + rng.choice((0, 10, 300)), run[1] + rng.choice((0, 7, 90))]
         flops.append(run[0] + 1)
         params.append(run[1] + 1)
     total = int(1.2 * flops[-1]), int(1.5 * params[-1])
-    found = made([(8, 8)] * 30, flops=flops, params=params, totals=total)
+    found = made([(8, 8)] * 14, flops=flops, params=params, totals=total)
     start, span = {"early": (0.0, 0.5), "uniform": (0.0, 1.0), "late": (0.5, 0.5)}[placement]
     parts = [start + span * m / (max_taps + 1) for m in range(1, max_taps + 1)]
     for member, spent, whole in ((FlopsStandard, flops, total[0]), (ParamsStandard, params, total[1])):
-        expected = first_at(spent, [part * whole for part in parts])
-        if expected:
+        if spent[-1] >= parts[0] * whole:
+            expected = parts_at(spent, [part * whole for part in parts])
             assert chosen(member(max_taps=max_taps, placement=placement), found) == expected
 
 
@@ -609,15 +668,23 @@ def test_cost_tells_total_target_and_what_was_reached() -> None:
     assert reasons(ParamsStandard(max_taps=1), found) == ["params of 0.0001 M: first candidate with 50% (50% reached)"]
 
 
+def test_a_target_that_another_tap_has_says_so() -> None:
+    found = made([(8, 8)] * 4, flops=[10, 90, 95, 100])
+    assert reasons(FlopsStandard(max_taps=2), found) == [
+        "flops of 1e-07 G: nearest other candidate to the first with 33% (10% reached)",
+        "flops of 1e-07 G: first candidate with 67% (90% reached)",
+    ]
+
+
 @pytest.mark.parametrize("max_taps", [1, 2, 4])
 def test_receptive_fields_grow_by_equal_factors(max_taps: int) -> None:
     rng = random.Random(max_taps)
     fields: list[float] = [3.0]
-    for _ in range(20):
+    for _ in range(14):
         fields.append(max(1.0, fields[-1] + rng.choice((0, 2, 8, 16, -4))))
     low, high = min(fields), max(fields)
     highest = [max(fields[: index + 1]) for index in range(len(fields))]
-    expected = first_at(highest, [low * (high / low) ** (m / (max_taps + 1)) * (1 - 1e-12) for m in range(1, max_taps + 1)])
+    expected = parts_at(highest, [low * (high / low) ** (m / (max_taps + 1)) * (1 - 1e-12) for m in range(1, max_taps + 1)])
     found = made([(8, 8)] * len(fields), fields=fields)
     assert chosen(ReceptiveFieldStandard(max_taps=max_taps), found) == expected
     assert all(f"from {low:g} to {high:g} pixels" in reason for reason in reasons(ReceptiveFieldStandard(max_taps=max_taps), found))
@@ -718,3 +785,20 @@ def test_any_rule_is_a_frozen_value() -> None:
         assert hash(member()) == hash(member())
         with pytest.raises(FrozenInstanceError):
             member().max_taps = 5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "expected"),
+    [
+        ("unet", "resnet18", ["encoder.layer2", "encoder.layer3", "encoder.layer4"]),
+        ("deeplabv3plus", "resnet18", ["encoder.layer2", "encoder.layer3", "encoder.layer4"]),
+        ("segformer", "mit_b0", ["encoder.block2", "encoder.block3", "encoder.block4"]),
+        # The layers inside of an inverted residual, a Sequential too, are no stages.
+        ("unet", "mobilenet_v2", ["encoder.features.6", "encoder.features.10", "encoder.features.13"]),
+    ],
+)
+def test_the_default_takes_three_stages_from_an_eighth_of_the_input_on(architecture: str, encoder: str, expected: list[str]) -> None:
+    model = smp.create_model(architecture, encoder, encoder_weights=None, classes=3)
+    taps = select("auto", trace(model, torch.randn(2, 3, 64, 64)))
+    assert [tap.layer.address for tap in taps] == expected
+    assert min(tap.layer.stride for tap in taps) == 8

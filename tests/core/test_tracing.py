@@ -1,5 +1,7 @@
 """Running a model to look at it: everything is left as it was, and calls are told apart."""
 
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imachsr import trace
-from imachsr.core.tracing import left_as_found, named_tensors, run, run_again
+from imachsr.core.tracing import WIDER, left_as_found, named_tensors, run, run_again
 from tests.core import nets
 
 
@@ -137,12 +139,55 @@ def test_tensors_of_an_output_are_named_by_their_keys(output: Any, keys: list[st
     assert [key for key, _ in named_tensors(output)] == keys
 
 
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Largest running sum of what is allocated and freed."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_a_trace_takes_hardly_more_memory_than_a_forward_without_gradients() -> None:
+    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(12)]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Conv2d(8, 3, 1))
+    images = torch.randn(3, 3, 64, 64 + WIDER)  # as in its larger run
+
+    def inference() -> None:
+        with torch.no_grad():
+            model(images)
+
+    found = peak_bytes(lambda: trace(model, torch.randn(2, 3, 64, 64)))
+    assert found < 1.25 * peak_bytes(inference) < 0.5 * peak_bytes(lambda: model(images))
+
+
+class Slopes(nn.Module):
+    """Looks at gradients of its own while it runs."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.body, self.head = how, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "autograd":
+            inner = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.body(inner).square().sum(), inner, create_graph=True)
+        else:
+            slope = torch.func.grad(lambda inner: inner.pow(3).sum())(x)
+        return self.head(self.body(slope))
+
+
+@pytest.mark.parametrize("how", ["autograd", "func"])
+def test_a_model_that_takes_gradients_in_its_forward_is_traced(how: str) -> None:
+    addresses = [layer.address for layer in trace(Slopes(how), nets.images()).layers]
+    assert addresses[-1] == ("body#2" if how == "autograd" else "body")
+
+
 @pytest.mark.parametrize(("model", "width", "is_wider"), [(nets.Norm(inplace=False), 32, True), (nets.OneSize(), 64, False)])
 def test_the_second_run_is_wider_where_the_model_takes_it(model: nn.Module, width: int, is_wider: bool) -> None:
     calls, told = run_again(model, nets.images(1, 32, width))
     first = run(model, nets.images(2, 32, width)).calls
     assert told == is_wider
     for here, there in zip(first, calls, strict=True):
-        (_, a), (_, b) = here.outputs[0], there.outputs[0]
+        a, b = here.outputs[0].shadow, there.outputs[0].shadow
         assert (a.shape[0], b.shape[0]) == (2, 3)
         assert (a.shape[3] < b.shape[3]) == is_wider

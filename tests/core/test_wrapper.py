@@ -22,6 +22,7 @@ from imachsr import (
     Cosine,
     CrossEntropy,
     DepthRule,
+    DepthStandard,
     Dice,
     ExplicitStandard,
     IMacHSR,
@@ -38,7 +39,7 @@ from imachsr.core.labels import TapLabels
 from imachsr.core.layout import to_nchw
 from imachsr.core.losses import SideLoss
 from imachsr.core.taps import MAX_CONSECUTIVE_MISSES
-from imachsr.core.wrapper import LOOK_EVERY
+from imachsr.core.wrapper import LOOK_EVERY, _spread
 from tests.core import nets
 
 STAGES = ExplicitStandard(layers=("stage1", "stage2"))
@@ -94,7 +95,7 @@ def test_each_term_is_its_loss_of_its_adapted_tap() -> None:
         assert torch.equal(losses.side[name], loss(z, at))
         assert net.entropy is not None
         assert torch.equal(losses.entropy[name], net.entropy(caught[name], at))
-        assert torch.equal(losses.scale[name], caught[name].detach().std())
+        torch.testing.assert_close(losses.scale[name], caught[name].detach().std(unbiased=False))
     assert torch.equal(losses.output, F.cross_entropy(losses.prediction, labels, ignore_index=255))
     assert losses.weights == {"side/stage1": 0.2, "side/stage2": 0.2, "entropy/stage1": 0.05, "entropy/stage2": 0.05}
 
@@ -178,6 +179,11 @@ def test_one_loss_a_tap() -> None:
     [
         ({"num_classes": 1}, ValueError, "`num_classes >= 2` must hold, but got 1"),
         ({"alpha": -1.0}, ValueError, "`alpha >= 0` must hold and be finite, but got -1.0"),
+        ({"beta": -0.5}, ValueError, "`beta >= 0` must hold and be finite, but got -0.5"),
+        ({"alpha": float("nan")}, ValueError, "`alpha >= 0` must hold and be finite, but got nan"),
+        ({"beta": float("inf")}, ValueError, "`beta >= 0` must hold and be finite, but got inf"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 3, 1))}, ValueError, "the model must have a layer to supervise, but none of its 1 module calls"),
+        ({"standard": DepthStandard(max_taps=99, strict=True)}, ValueError, "99 taps were asked for, but this model and rule offer"),
         ({"loss": "dcie"}, ValueError, r"`loss` must be one of .*, but got 'dcie'; nearest: 'dice'"),
         ({"loss": Dice}, TypeError, r"write Dice\(\)"),
         ({"loss": nn.MSELoss()}, TypeError, "`loss` must have `family`, `make_adapter` and `__call__`, but got MSELoss"),
@@ -461,6 +467,10 @@ def test_an_error_in_the_model_leaves_nothing_caught() -> None:
     [
         (lambda net: net.adapters[1].weight, "side loss of tap 'stage2' is nan"),
         (lambda net: net.backbone.head.weight, "output loss is nan"),
+        (
+            lambda net: net.backbone.stage1[0].norm.weight,
+            "output loss is nan; side loss of tap 'stage1' is nan; .*entropy term of tap 'stage1' is nan.*",
+        ),
         (lambda net: net.backbone.stage2[1].norm.weight, "output loss is nan; side loss of tap 'stage2' is nan; entropy term of tap 'stage2' is nan"),
     ],
 )
@@ -803,6 +813,20 @@ def test_features_that_shrink_to_nothing_are_warned_about_once() -> None:
         r"features of tap 'stage2' must keep their scale, but their standard deviation fell from 0\.\d+ to 0\.000\d+; lower beta, or",
         str(one.message),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (3.0, 1.0), (-50.0, 2.0), (0.0, 1e-4), (0.0, 300.0)])
+def test_the_scale_of_features_is_their_standard_deviation(mean: float, spread: float, dtype: torch.dtype) -> None:
+    features = (mean + spread * torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert _spread(features).item() == pytest.approx(features.double().std(unbiased=False).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 7.3, -1e4, 1e8])
+def test_the_scale_of_equal_features_is_nothing(value: float) -> None:
+    scale = _spread(torch.full((2, 3, 9, 9), value)).item()
+    assert math.isfinite(scale)
+    assert 0 <= scale <= 1e-3 * abs(value)
 
 
 def test_features_that_keep_their_scale_are_not_warned_about() -> None:

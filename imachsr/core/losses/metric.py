@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from imachsr.core.adapters import make_projection
 from imachsr.core.labels import SideLabels
-from imachsr.core.losses.protocol import ToNothing, directions, sample
+from imachsr.core.losses.protocol import ToNothing, directions, inverse_length, sample
 from imachsr.core.messages import require
+from imachsr.core.types import in_full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +88,16 @@ class Prototype(_Metric):
 
     def __call__(self, z: Tensor, labels: SideLabels) -> Tensor:
         """Cross-entropy in nats, from z ``[B, D, h, w]``."""
-        x = directions(z, 1).flatten(2)
+        x = in_full(z).flatten(2)
         y = labels.hard.flatten(1)
-        classes = (y[:, None] == torch.arange(labels.num_classes, device=y.device)[:, None]).to(x.dtype)
-        means = labels.ranks.mean(torch.einsum("bdp,bkp->kd", x.detach(), classes))
-        is_absent = labels.ranks.mean(classes.sum((0, 2))) == 0
-        logits = torch.einsum("bdp,kd->bkp", x, F.normalize(means, dim=1) / self.temperature)
+        # Lengths are divided out of the products, which are smaller than the features: a normalised copy of these would be the dearest step.
+        shrink = inverse_length(x, 1)
+        is_class = y[:, None] == torch.arange(labels.num_classes, device=y.device)[:, None]
+        members = torch.where(is_class, shrink.detach(), 0.0)
+        means = labels.ranks.mean(torch.bmm(members, x.detach().transpose(1, 2)).sum(0))
+        is_absent = labels.ranks.mean(members.sum((0, 2))) == 0
+        prototypes = F.normalize(means, dim=1) / self.temperature
+        logits = torch.bmm(prototypes.expand(len(x), -1, -1), x) * shrink
         logits = logits.masked_fill(is_absent[:, None], torch.finfo(x.dtype).min)
         surprise = F.cross_entropy(logits, y, ignore_index=-1, reduction="none")
         return labels.mean(surprise, (y >= 0).to(x.dtype))

@@ -45,15 +45,20 @@ class ToNothing:
         return nn.Identity()
 
 
-def directions(x: Tensor, axis: int) -> Tensor:
-    """Unit vectors along an axis, in full precision.
+def inverse_length(x: Tensor, axis: int) -> Tensor:
+    """One over the length of the vectors along an axis, which is kept with size 1.
 
-    Vectors shorter than 1e-3 are left shorter than one: at exactly 0, where an inactive position of a tap may lie, the slope of a full
+    Vectors shorter than 1e-3 count as that long: at exactly 0, where an inactive position of a tap may lie, the slope of a full
     normalisation is infinite.
     """
-    x = in_full(x)
     # A sum of squares is twice as fast as F.normalize's norm along an axis that is not the last.
-    return x * x.square().sum(axis, keepdim=True).clamp(min=1e-6).rsqrt()
+    return x.square().sum(axis, keepdim=True).clamp(min=1e-6).rsqrt()
+
+
+def directions(x: Tensor, axis: int) -> Tensor:
+    """Unit vectors along an axis, in full precision; see :func:`inverse_length` for very short ones."""
+    x = in_full(x)
+    return x * inverse_length(x, axis)
 
 
 def sample(z: Tensor, labels: SideLabels, count: int) -> tuple[Tensor, Tensor, Tensor]:

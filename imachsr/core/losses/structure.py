@@ -20,8 +20,8 @@ class RegionMutualInformation(ToClasses):
 
     S_k = Cov(Y) - Cov(Y, P) (Cov(P) + e I)^-1 Cov(P, Y) + e I, over all regions of ``size x size`` = d positions; Y class shares and P =
     sigmoid(z), both times the share of valid pixels. At least log(e) / 2, and blind to the sign: z and -z are as informative. Only present
-    classes count. Each rank uses its own regions. In float64, since the determinants are tiny. Source: Zhao et al. 2019, eq. 12; the bound
-    alone, without its cross-entropy.
+    classes count. Each rank uses its own regions. Covariances and what comes of them are float64, since the determinants are tiny. Source: Zhao
+    et al. 2019, eq. 12; the bound alone, without its cross-entropy.
 
     Args:
         size: Side of a region, >= 2.
@@ -54,7 +54,7 @@ class RegionMutualInformation(ToClasses):
         p, y = self._regions(p), self._regions(y)
         count = p.shape[2]
         jitter = self.jitter * torch.eye(p.shape[1], dtype=torch.float64, device=z.device)
-        pp, yy, yp = (((a @ b.transpose(1, 2)).double() / count) for a, b in ((p, p), (y, y), (y, p)))
+        pp, yy, yp = ((a @ b.transpose(1, 2) / count) for a, b in ((p, p), (y, y), (y, p)))
         factor = torch.linalg.cholesky(pp + jitter)
         explained = torch.linalg.solve_triangular(factor, yp.transpose(1, 2), upper=False)
         rest = yy - explained.transpose(1, 2) @ explained + jitter
@@ -64,9 +64,9 @@ class RegionMutualInformation(ToClasses):
         return result
 
     def _regions(self, x: Tensor) -> Tensor:
-        """Centred regions ``[K, d, N]`` of ``[B, K, h, w]``."""
+        """Centred regions, float64 ``[K, d, N]``, of ``[B, K, h, w]``."""
         windows = x.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        flat = windows.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(1, 2)
+        flat = windows.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(1, 2).double()  # before the products, as in the source
         return flat - flat.mean(2, keepdim=True)
 
 

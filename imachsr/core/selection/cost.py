@@ -11,7 +11,11 @@ from imachsr.core.selection.rule import Picked, Rule, by_depth, quantile_picks
 
 @dataclass(frozen=True, kw_only=True)
 class FlopsStandard(Rule):
-    """For m = 1..M the first candidate with at least m / (M + 1) of the forward's FLOPs behind it. Falls back to depth."""
+    """For m = 1..M the first candidate with at least m / (M + 1) of the forward's FLOPs behind it. Falls back to depth.
+
+    Where one layer has several of these shares behind it, or ``min_gap`` keeps the taps apart, the nearest other candidates stand in: M taps
+    wherever M fit. Shares that no candidate reaches (a costly head) go to the last.
+    """
 
     kind: Literal["flops"] = "flops"
 
@@ -19,14 +23,17 @@ class FlopsStandard(Rule):
         if trace.flops == 0:
             return by_depth(self, trace.layers, "no FLOPs were counted")
         spent = [layer.flops / trace.flops for layer in trace.layers]
-        return quantile_picks(self, spent, f"flops of {trace.flops / 1e9:.3g} G") or by_depth(
+        return quantile_picks(self, trace.layers, spent, f"flops of {trace.flops / 1e9:.3g} G") or by_depth(
             self, trace.layers, "all FLOPs come after the candidates"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamsStandard(Rule):
-    """For m = 1..M the first candidate with at least m / (M + 1) of the parameters behind it, each counted at its first use. Falls back to depth."""
+    """For m = 1..M the first candidate with at least m / (M + 1) of the parameters behind it, each counted at its first use. Falls back to depth.
+
+    M taps wherever M fit, as with flops.
+    """
 
     kind: Literal["params"] = "params"
 
@@ -34,7 +41,7 @@ class ParamsStandard(Rule):
         if trace.params == 0:
             return by_depth(self, trace.layers, "no parameters")
         used = [layer.params_used / trace.params for layer in trace.layers]
-        return quantile_picks(self, used, f"params of {trace.params / 1e6:.3g} M") or by_depth(
+        return quantile_picks(self, trace.layers, used, f"params of {trace.params / 1e6:.3g} M") or by_depth(
             self, trace.layers, "all parameters come after the candidates"
         )
 
@@ -44,7 +51,9 @@ class ReceptiveFieldStandard(Rule):
     """For m = 1..M the first candidate whose receptive field reaches ``r_1 (r_T / r_1)^(m / (M + 1))``.
 
     r_1 is the smallest field, r_T the largest; falls back to depth when they are equal. A field counts up to twice the longer side of the
-    input less one, where a corner sees the opposite corner.
+    input less one, where a corner sees the opposite corner. It is that of convolutions, poolings, resizes and attention; gates (squeeze and
+    excitation) and norms do not count, since they would let every position see the whole image from the first block on. It counts as the largest so
+    far in execution order. M taps wherever M fit, as with flops.
     """
 
     kind: Literal["receptive_field"] = "receptive_field"
@@ -58,7 +67,7 @@ class ReceptiveFieldStandard(Rule):
         for field in fields:
             highest = max(highest, log(max(field, smallest) / smallest) / log(largest / smallest))
             grown.append(highest)
-        return quantile_picks(self, grown, f"receptive field from {smallest:g} to {largest:g} pixels")
+        return quantile_picks(self, trace.layers, grown, f"receptive field from {smallest:g} to {largest:g} pixels")
 
 
 CostStandard = FlopsStandard | ParamsStandard | ReceptiveFieldStandard

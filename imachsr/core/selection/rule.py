@@ -1,8 +1,9 @@
 """What every standard shares: its knobs, and what becomes of the layers that a rule offers."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any, Literal, get_args
 from warnings import warn
 
@@ -94,33 +95,94 @@ class Rule:
         return [spaced[ceil(m * count / (self.max_taps + 1)) - 1] for m in range(1, self.max_taps + 1)]
 
 
-def quantile_picks(rule: Rule, cumulative: Sequence[float], what: str) -> Picked:
-    """For m = 1..M the first candidate at which a quantity that only grows has reached its m-th target.
+def quantile_picks(rule: Rule, layers: Sequence[LayerInfo], cumulative: Sequence[float], what: str) -> Picked:
+    """For m = 1..M the first candidate at which a quantity that only grows has reached its m-th target, or the last; nothing if none is reached.
+
+    The taps are told apart as :func:`apart` says.
 
     Args:
         rule: Gives M and the placement: targets lie in all of the range (uniform), or in its first or second half.
+        layers: All candidates.
         cumulative: The quantity at each candidate, as a share in [0, 1] of its range.
         what: Of the quantity, for the reasons.
 
     """
     start, span = {"early": (0.0, 0.5), "uniform": (0.0, 1.0), "late": (0.5, 0.5)}[rule.placement]
-    picked: dict[int, str] = {}
-    for m in range(1, rule.max_taps + 1):
-        target = start + span * m / (rule.max_taps + 1)
-        index = next((i for i, value in enumerate(cumulative) if value >= target), None)
-        if index is not None:
-            picked.setdefault(index, f"{what}: first candidate with {target:.0%} ({cumulative[index]:.0%} reached)")
-    return sorted(picked.items())
+    free = free_of(rule, layers)
+    count = min(rule.max_taps, room(free, rule.min_gap))
+    targets = [start + span * m / (count + 1) for m in range(1, count + 1)]
+    ideals = [next((index for index in free if cumulative[index] >= target), free[-1]) for target in targets]
+    if cumulative[-1] < targets[0]:
+        return []
+    picked = []
+    for index, ideal, target in zip(apart(ideals, free, rule.min_gap), ideals, targets, strict=True):
+        near = "first candidate" if index == ideal else "nearest other candidate to the first"
+        picked.append((index, f"{what}: {near} with {target:.0%} ({cumulative[index]:.0%} reached)"))
+    return picked
 
 
 def by_depth(rule: Rule, layers: Sequence[LayerInfo], why: str | None = None) -> Picked:
-    """1-based candidates ``ceil(m T / (M + 1))``; early and late use one half of the net."""
-    total = len(layers)
-    half = ceil(total / 2)
-    start, span = {"early": (0, half), "uniform": (0, total), "late": (total - half, half)}[rule.placement]
-    steps = sorted({start + ceil(m * span / (rule.max_taps + 1)) - 1 for m in range(1, rule.max_taps + 1)})
+    """1-based candidates ``ceil(m T / (M + 1))`` of the T that are coarse enough; early and late use one half of the net, as far as it has room.
+
+    The taps are told apart as :func:`apart` says.
+    """
+    free = free_of(rule, layers)
+    half = ceil(len(free) / 2)
+    start, span = {"early": (0, half), "uniform": (0, len(free)), "late": (len(free) - half, half)}[rule.placement]
+    count = min(rule.max_taps, room(free, rule.min_gap))
+    ideals = [free[start + ceil(m * span / (count + 1)) - 1] for m in range(1, count + 1)]
     note = f" ({why})" if why else ""
-    return [(index, f"depth: candidate {index + 1} of {total}{note}") for index in steps]
+    return [(index, f"depth: candidate {index + 1} of {len(layers)}{note}") for index in apart(ideals, free, rule.min_gap)]
+
+
+def ranked_picks(rule: Rule, layers: Sequence[LayerInfo], ranking: Sequence[int]) -> list[int]:
+    """The best ``max_taps`` of a ranking, best first, without those that are too fine, unless all are, or too near to a better one."""
+    taken: list[int] = []
+    for index in [index for index in ranking if layers[index].stride >= rule.min_stride] or ranking:
+        if len(taken) < rule.max_taps and all(abs(index - other) > rule.min_gap for other in taken):
+            taken.append(index)
+    return taken
+
+
+def free_of(rule: Rule, layers: Sequence[LayerInfo]) -> list[int]:
+    """Indices of the candidates that are coarse enough; of all where none is."""
+    return [index for index, layer in enumerate(layers) if layer.stride >= rule.min_stride] or list(range(len(layers)))
+
+
+def room(free: Sequence[int], gap: int) -> int:
+    """How many of the candidates can be taps at once."""
+    count, least = 0, -1
+    for index in free:
+        if index >= least:
+            count, least = count + 1, index + gap + 1
+    return count
+
+
+def apart(ideals: Sequence[int], free: Sequence[int], gap: int) -> list[int]:
+    """Candidates ``p_1 < p_2 < ...``, more than ``gap`` apart, with the least ``sum_m |p_m - ideal_m|``; of several such, those that begin earliest.
+
+    Where two ideals are one layer, or are too near, their neighbours stand in: the taps are as many as asked for.
+
+    Args:
+        ideals: Ascending indices, no more than there is room for.
+        free: Ascending indices of the candidates.
+        gap: Candidates between two taps, >= 0.
+
+    """
+    following = [bisect_right(free, index + gap) for index in free]
+    tails: list[list[float]] = [[0] * (len(free) + 1)]  # least sum of the ideals from m on, with the candidates from j on
+    for ideal in reversed(ideals):
+        tail = [inf] * (len(free) + 1)
+        for j in reversed(range(len(free))):
+            tail[j] = min(tail[j + 1], abs(free[j] - ideal) + tails[0][following[j]])
+        tails.insert(0, tail)
+    chosen, j = [], 0
+    for ideal, tail, rest in zip(ideals, tails, tails[1:], strict=False):
+        while abs(free[j] - ideal) + rest[following[j]] > tail[j]:
+            j += 1
+        chosen.append(free[j])
+        j = following[j]
+    return chosen
 
 
 def limits_of(rule: Rule) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from warnings import warn
 from imachsr.core.calibration import Calibration
 from imachsr.core.layers import Trace
 from imachsr.core.messages import require
-from imachsr.core.selection.rule import Picked, Placement, Rule, by_depth, limits_of
+from imachsr.core.selection.rule import Picked, Placement, Rule, by_depth, free_of, limits_of, ranked_picks
 from imachsr.core.types import LayerInfo
 
 Side = Literal["before", "after"]
@@ -23,7 +23,11 @@ def _check_side(side: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DepthStandard(Rule):
-    """Equal steps in execution order: 1-based candidates ``ceil(m T / (M + 1))``, m = 1..M; early and late use one half of the net."""
+    """Equal steps in execution order: 1-based candidates ``ceil(m T / (M + 1))``, m = 1..M; early and late use one half of the net.
+
+    T counts the candidates that ``min_stride`` allows. Where half of a net has no room for M taps, or ``min_gap`` keeps them apart, the
+    candidates nearest to those steps stand in: M taps wherever M fit.
+    """
 
     kind: Literal["depth"] = "depth"
 
@@ -35,8 +39,8 @@ class DepthStandard(Rule):
 class ResolutionStandard(Rule):
     """Where the resolution changes: the last candidate before a change of (h, w), or the first after it. Falls back to depth.
 
-    A dip inside of one block does not count: layers of one other resolution in a module that takes and gives the same (keys and values of a
-    reduced attention).
+    A dip inside of one block does not count: layers of one other resolution in a module that takes and gives the same. Keys and values of a
+    reduced attention are no down-sampling of the features, but would be found in every block.
 
     Args:
         direction: ``down`` for down-sampling, ``up`` for up-sampling, ``both``.
@@ -91,7 +95,8 @@ def _without_dips(layers: Sequence[LayerInfo]) -> list[int]:
 class StageStandard(Rule):
     """Ends of stages: the last block of each run of blocks of one class and output shape in a Sequential or ModuleList. Falls back to resolution.
 
-    A single run that spans the net, as in a plain ViT, is split into ``max_taps`` equal parts.
+    What a block is made of is no block: the layers of an inverted residual, a Sequential themselves, would be a stage each. A single run that spans
+    the net, as in a plain ViT, is split into ``max_taps`` equal parts.
     """
 
     kind: Literal["stage"] = "stage"
@@ -101,7 +106,8 @@ class StageStandard(Rule):
 
     def own(self, trace: Trace) -> Picked:
         """What the rule itself offers, perhaps nothing."""
-        blocks = [(index, layer) for index, layer in enumerate(trace.layers) if layer.container]
+        containers = {layer.module: layer.container for layer in trace.layers if layer.container}
+        blocks = [(index, layer) for index, layer in enumerate(trace.layers) if layer.container and not _is_in_block(layer, containers)]
         runs = [list(run) for _, run in groupby(blocks, key=lambda b: (b[1].container, b[1].block_cls, b[1].channels, b[1].height, b[1].width))]
         if len(runs) == 1 and len(runs[0]) >= self.max_taps:
             run, parts = runs[0], self.max_taps
@@ -110,33 +116,43 @@ class StageStandard(Rule):
         return [(run[-1][0], f"stage: end of {len(run)} x {run[-1][1].block_cls} in {run[-1][1].container}") for run in runs]
 
 
+def _is_in_block(layer: LayerInfo, containers: dict[str, str]) -> bool:
+    """Whether a layer's container is a part of a block of another container; ``containers`` holds each block's by its module."""
+    parts = layer.container.split(".")
+    around = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    # A container whose last block gives its output stands for that block itself.
+    return any(containers.get(module, layer.container) != layer.container for module in around)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoStandard(Rule):
     """The first of resolution, stage and depth that offers ``max_taps`` layers of its own; else the first that offers any.
 
-    Layers finer than a quarter of the input are left out, where there are others: a loss costs in proportion to its positions, and these have the
-    most. Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
+    Not the first that offers any: a single change of resolution would leave one tap in a net with a dozen blocks. Layers finer than
+    1 / ``min_stride`` of the input are left out, where there are others: a loss costs in proportion to its positions, and these have the most.
+    Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
     """
 
     kind: Literal["auto"] = "auto"
     placement: Placement = "early"
-    min_stride: float = 4.0
+    min_stride: float = 8.0
 
     def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
         offers = [rule(**limits_of(self)).own(trace) for rule in (ResolutionStandard, StageStandard)]
-        coarse = [index for index, layer in enumerate(trace.layers) if layer.stride >= self.min_stride]
-        own = [self.allowed(offer, trace) if coarse else offer for offer in offers]
-        coarse = coarse or list(range(len(trace.layers)))
-        depth = [(coarse[index], reason) for index, reason in by_depth(self, [trace.layers[index] for index in coarse])]
+        free = set(free_of(self, trace.layers))
+        own = [[(index, reason) for index, reason in offer if index in free] for offer in offers]
+        depth = by_depth(self, trace.layers)
         enough = [picked for picked in [*own, depth] if len(self.thinned(picked)) >= self.max_taps]
         return next((picked for picked in [*enough, *own] if picked), depth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckStandard(Rule):
-    """Strict local minima of the feature size C h w after collapsing plateaus, the ``max_taps`` deepest by log-ratio to their neighbours.
+    """Strict local minima of the feature size C h w after collapsing plateaus, the ``max_taps`` deepest ``log(left right / size^2)`` first.
 
-    Falls back to depth.
+    left and right are the sizes of the plateaus beside it: their logarithms are summed, so that a step down on one side alone is shallow. Of a
+    plateau its last layer is taken, which has seen the most; both ends of the net are none, since beside them is nothing to be less than. ``min_gap``
+    leaves out what lies too near to a deeper one. Falls back to depth.
     """
 
     kind: Literal["bottleneck"] = "bottleneck"
@@ -144,20 +160,21 @@ class BottleneckStandard(Rule):
     def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
         sizes = [layer.channels * layer.height * layer.width for layer in trace.layers]
         plateaus = [(list(run)[-1], size) for size, run in groupby(range(len(sizes)), key=sizes.__getitem__)]
-        found = []
+        found = {}
         for (_, left), (index, size), (_, right) in zip(plateaus, plateaus[1:], plateaus[2:], strict=False):
             if size < left and size < right:
                 depth = left * right / size**2  # ranks as the sum of logarithms does, and equals are equal
-                found.append((depth, index, f"bottleneck: {size:,} values between {left:,} and {right:,}"))
-        deepest = sorted(found, key=lambda item: (-item[0], item[1]))[: self.max_taps]
-        return sorted((index, reason) for _, index, reason in deepest) or by_depth(self, trace.layers, "no bottleneck")
+                found[index] = depth, f"bottleneck: {size:,} values between {left:,} and {right:,}"
+        deepest = sorted(found, key=lambda index: (-found[index][0], index))
+        picked = sorted((index, found[index][1]) for index in ranked_picks(self, trace.layers, deepest))
+        return picked or by_depth(self, trace.layers, "no bottleneck")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthStandard(Rule):
     """The last candidate before the number of channels grows to at least ``growth`` times, from block to block where there are blocks.
 
-    Falls back to depth.
+    Inside of its blocks a residual net widens and narrows all the time; what counts is what the blocks hand on. Falls back to depth.
 
     Args:
         growth: rho > 1.
@@ -188,7 +205,8 @@ class AttentionStandard(Rule):
 
     Empty without attention.
 
-    Where that module's own output is no candidate (windows folded into the batch), the next module around it is taken.
+    Where that module's own output is no candidate, the next module around it is taken: windows folded into the batch are no map, and queries that are
+    learned, as of a mask transformer, are no positions of the image.
 
     Args:
         side: ``before`` or ``after`` the attention.
@@ -210,7 +228,8 @@ class AttentionStandard(Rule):
 class FusionStandard(Rule):
     """Where features meet: the first candidate that holds a concatenation, or a sum of features of different resolution runs. Empty without any.
 
-    Plain residual sums do not count: their operands have passed the same resolutions.
+    Runs differ when the coarsest resolutions that the operands have passed do. Plain residual sums do not count, as their operands have passed the
+    same, nor do gates and position embeddings, which do not have the features' shape.
 
     Args:
         side: ``before`` or ``after`` the fusion.

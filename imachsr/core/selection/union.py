@@ -51,8 +51,11 @@ class ExplicitStandard:
         for pattern in self.layers:
             found = [name for name in known if _matches(pattern, name)]
             if not found:
-                note = "is a module, but no candidate (the tensor of an outer or a later module, not spatial, without a gradient, or the output)"
-                reason = note if pattern in trace.module_names else "is no layer of this model"
+                reason = "is no layer of this model"
+                if pattern in trace.uncalled:
+                    reason = "is a module that the forward does not call"
+                elif pattern in trace.module_names:
+                    reason = "is a module, but no candidate (an outer or a later module's tensor, not spatial, without a gradient, or the output)"
                 raise ValueError(f"`layers` must name candidates, but {pattern!r} {reason}; {nearest(pattern, known)}")
             chosen.update((name, f"explicit: {pattern}") for name in found if name not in chosen)
         return tuple(Tap(layer=layer, reason=chosen[layer.address]) for layer in trace.layers if layer.address in chosen)
