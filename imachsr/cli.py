@@ -1,9 +1,10 @@
-"""The command line: layers, settings, train, search, report, export, evaluate, audit, doctor."""
+"""The command line: layers, settings, train, search, report, export, export-model, evaluate, audit, doctor."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -16,7 +17,8 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from imachsr.console import Progress, arms_table, people, plain, search_table
+from imachsr.cli_export import Ema, Which, export_model
+from imachsr.console import Progress, arms_table, people, plain, print_json, search_table
 from imachsr.version import __version__
 
 app = typer.Typer(
@@ -37,13 +39,22 @@ DataOverrides = Annotated[
     list[str] | None, typer.Argument(help="Settings over those of the training as key=value, such as data.domain=shifted.", show_default=False)
 ]
 Wandb = Annotated[str, typer.Option("--wandb", help="auto (online with a key and an answering server, else offline), online, offline or disabled.")]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a Ray cluster, or auto for the one of this machine; RAY_ADDRESS does the same.", show_default=False)
+]
 Project = Annotated[str, typer.Option("--wandb-project", help="Project in W&B.")]
 
 
-def _print_json(value: Any) -> None:
-    from imachsr.tracking.events import finite
+def _local(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse an address: a path of it would be a new folder with a colon in its name."""
+    from imachsr.config.schema import ConfigError
 
-    sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
+    if path is not None and (found := re.match(r"([A-Za-z][\w+.-]+):/+", str(path))):
+        given = f"{found[1]}://{str(path)[found.end() :]}"
+        raise ConfigError(
+            f"`{parameter.opts[0]}` must be a folder, but got {given}; mount it (mount-s3, gcsfuse, rclone mount) and give the folder's path"
+        )
+    return path
 
 
 def _free(path: Path, suffix: str = "") -> Path:
@@ -54,15 +65,15 @@ def _free(path: Path, suffix: str = "") -> Path:
     return candidate
 
 
-def _result_folder(output: Path | None, name: str, *, resume: bool, foreign: str) -> Path:
-    """Where results go; refused when ``foreign`` shows that it holds a result of another kind, which would be overwritten."""
+def _result_folder(output: Path | None, name: str, *, resume: bool, foreign: tuple[str, ...]) -> Path:
+    """Where results go; refused when one of ``foreign`` shows that it holds a result of another kind, which would be overwritten."""
     from imachsr.config.schema import ConfigError
 
     folder = output or (Path("runs") / name if resume else _free(Path("runs") / name))
     if resume and not folder.is_dir():
         raise ConfigError(f"--resume must go with a folder to continue in, but {folder} is none; name it with --output")
-    if (folder / foreign).exists():
-        raise ConfigError(f"{folder} must be a new folder, but holds another kind of result ({foreign}); give another --output")
+    if found := [name for name in foreign if (folder / name).exists()]:
+        raise ConfigError(f"{folder} must be a new folder, but holds another kind of result ({found[0]}); give another --output")
     part = next(part for part in (folder, *folder.absolute().parents) if part.exists())
     if not part.is_dir():
         raise ConfigError(f"--output must be a folder, but {part} is a file")
@@ -146,6 +157,12 @@ def _run_id(folder: Path) -> str:
     return path.read_text()
 
 
+def _reported(folder: Path) -> int:
+    """Epochs that the tracker was given of the training in a folder; it may have ended between the checkpoint of one and that."""
+    path = folder / "reported"
+    return int(path.read_text()) if path.exists() else 0
+
+
 @app.command()
 def layers(
     overrides: Overrides = None,
@@ -205,7 +222,7 @@ def layers(
     if as_json:
         found = [{**dataclasses.asdict(tap.layer), "reason": tap.reason} for tap in taps]
         candidates = [dataclasses.asdict(layer) for layer in traced.layers]
-        return _print_json({"taps": [tap.layer.address for tap in taps], "chosen": found, "candidates": candidates, "input_size": list(pixels)})
+        return print_json({"taps": [tap.layer.address for tap in taps], "chosen": found, "candidates": candidates, "input_size": list(pixels)})
     reasons = {tap.layer.address: tap.reason for tap in taps}
     table = Table("", Column("layer", overflow="fold"), "class", "C", "h x w", "stride", "parameters", "reason")
     for layer in traced.layers:
@@ -229,7 +246,7 @@ def settings(
 
     found = known(prefix or "")
     if as_json:
-        return _print_json([dataclasses.asdict(each) for each in found])
+        return print_json([dataclasses.asdict(each) for each in found])
     for of, title in (("run", "settings of a run"), ("search", "settings of a search, where a run's begin with run.")):
         rows = [each for each in found if each.of == of]
         table = Table("key", "values", "default", Column("meaning", overflow="fold"), title=title, title_justify="left")
@@ -241,13 +258,43 @@ def settings(
     return None
 
 
+def _workers(text: str) -> int | tuple[int, int]:
+    """0, N or (MIN, MAX) from what stands on the command line."""
+    from imachsr.config.schema import ConfigError
+
+    parts = text.split(":")
+    if all(part.isdecimal() for part in parts):
+        counts = [int(part) for part in parts]
+        if len(counts) == 1:
+            return counts[0]
+        if len(counts) == 2 and 1 <= counts[0] <= counts[1]:
+            return counts[0], counts[1]
+    raise ConfigError(f"`--workers` must be N, or MIN:MAX with 1 <= MIN <= MAX, such as 2 or 1:4, but got {text!r}")
+
+
+def _join(address: str | None, *, has_workers: bool = True) -> None:
+    """Say to Ray which cluster is meant."""
+    from imachsr.config.schema import ConfigError
+
+    if address is not None and not has_workers:
+        raise ConfigError("`--address` must come with `--workers`, since a training without workers stays in this process")
+    if has_workers and (address := address or os.environ.get("RAY_ADDRESS")):
+        from imachsr.train.capacity import check_address
+
+        check_address(address)
+        os.environ["RAY_ADDRESS"] = address
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run, such as launch/scenes.yaml.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="New folder for checkpoint, metrics and settings.", show_default="runs/NAME")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.root.", show_default=False)] = None,
-    workers: Annotated[int, typer.Option(help="Ray Train workers; 0 trains in this process.", min=0)] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for checkpoint, metrics and settings.", callback=_local, show_default="runs/NAME")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.root.", callback=_local, show_default=False)] = None,
+    workers: Annotated[str, typer.Option(help="Ray Train workers: N, or MIN:MAX for as many as the cluster has; 0 trains in this process.")] = "0",
+    address: Address = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the training in --output.")] = False,
     wandb: Wandb = "auto",
     wandb_project: Project = "imachsr",
@@ -256,21 +303,26 @@ def train(
     """Train one run; val is scored after every epoch."""
     from imachsr.config.load import load_run, run_to_dict
     from imachsr.config.schema import ConfigError
+    from imachsr.files import write_text
     from imachsr.tracking.events import TrialStart
+    from imachsr.train import checkpoint
     from imachsr.train.loop import train as train_here
+    from imachsr.train.stopping import TrainingStopped
 
     _check_kind(config, "train")
     given = [*(overrides or []), *([f"data.root={_quoted(data)}"] if data else [])]
     with _about_data(data, "data"):
         run = load_run(config, given)
-    folder = _result_folder(output, run.name, resume=resume, foreign="study.sqlite3")
-    if not resume and (folder / "checkpoint.pt").exists():
+    group = _workers(workers)
+    _join(address, has_workers=group != 0)
+    folder = _result_folder(output, run.name, resume=resume, foreign=("study.sqlite3",))
+    if not resume and checkpoint.exists(folder):
         raise ConfigError(f"{folder} must be a new folder, but holds a training; give another --output, or continue it with --resume")
     if hasattr(run.data, "root"):
         run.data.load("val")  # the likeliest mistake, told before anything else is
     tracker = _tracker(folder, wandb, wandb_project)
     people.print(f"training {run.name}: {run.optimizer.epochs} epochs, results in {folder}")
-    key = ""
+    key, reported = "", _reported(folder) if resume else 0
 
     def report(row: dict[str, float]) -> None:
         nonlocal key
@@ -278,22 +330,41 @@ def train(
             key = _run_id(folder)
             tracker.start(TrialStart(id=key, name=run.name, group=run.name, job_type="train", config=run_to_dict(run)))
         tracker.log(key, row)
+        write_text(folder / "reported", f"{row['epoch']:g}\n")
         numbers = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  train/loss {row['train/loss']:.3f}"
         people.print(f"epoch {row['epoch']:g}/{run.optimizer.epochs}  {numbers}  {row['time/epoch_s']:.1f} s")
 
+    def say(line: str) -> None:
+        people.print(line, soft_wrap=True)
+
     state = "failed"
     try:
-        if workers:
+        if group:
+            from imachsr.train.daemons import DaemonsApart
             from imachsr.train.ray_train import train_distributed
 
-            with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
-                train_distributed(run, workers=workers, output=folder, report=report, resume=resume)
+            with contextlib.redirect_stdout(DaemonsApart(sys.stderr, folder / "ray" / "daemons.txt")):  # what Ray prints is no result
+                train_distributed(
+                    run,
+                    workers=group,
+                    output=folder,
+                    report=report,
+                    resume=resume,
+                    reported=reported,
+                    on_restart=lambda restart: say(str(restart)),
+                    say=say,
+                )
         else:
-            train_here(run, output=folder, report=report, resume=resume)
+            train_here(run, output=folder, report=report, resume=resume, reported=reported)
         state = "finished"
-    except KeyboardInterrupt:
-        if folder.is_dir():
-            people.print(f"to go on: {_again('train', config, given, folder)}", soft_wrap=True)
+    except (KeyboardInterrupt, TrainingStopped, RuntimeError) as ending:
+        if isinstance(ending, TrainingStopped):
+            say(str(ending))
+        if checkpoint.exists(folder) or (folder.is_dir() and not isinstance(ending, RuntimeError)):
+            cluster = [*(["--workers", workers] if group else []), *(["--address", address] if address else [])]
+            say(f"to go on: {_again('train', config, [*given, *cluster], folder)}")
+        if isinstance(ending, TrainingStopped):
+            raise typer.Exit(128 + (ending.signal_number or INTERRUPTED - 128)) from None
         raise
     finally:
         if key:
@@ -301,7 +372,7 @@ def train(
         lines = tracker.close()
     summary = json.loads((folder / "summary.json").read_text())
     if as_json:
-        return _print_json({**summary, "output": str(folder)})
+        return print_json({**summary, "output": str(folder)})
     plain.print(f"val/miou {summary['metrics']['val/miou']:.2f} %, {len(summary['taps'])} taps, in {folder}")
     for line in [*lines, f"imachsr evaluate {shlex.quote(str(folder))}"]:
         people.print(line, soft_wrap=True)
@@ -312,8 +383,8 @@ def train(
 def search(
     config: Annotated[Path, typer.Argument(help="YAML file of a search, such as search_spaces/quickstart.yaml.")],
     overrides: SearchOverrides = None,
-    output: Annotated[Path | None, typer.Option(help="New folder for all results.", show_default="runs/NAME")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets run.data.root.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option(help="New folder for all results.", callback=_local, show_default="runs/NAME")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets run.data.root.", callback=_local, show_default=False)] = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all, with the baseline; sets budget.trials.", show_default="that of the file")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; sets budget.concurrency.", show_default="that of the file")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output, also with more --trials.")] = False,
@@ -332,7 +403,7 @@ def search(
     given = [*(overrides or []), *(f"{key}={value}" for key, value in options if value is not None)]
     with _about_data(data, "run.data"):
         found = load_search(config, given)
-    folder = _result_folder(output, found.name, resume=resume, foreign="checkpoint.pt")
+    folder = _result_folder(output, found.name, resume=resume, foreign=("checkpoints", "checkpoint.pt"))
     tracker = _tracker(folder, wandb, wandb_project)
     epochs = found.base().optimizer.epochs
 
@@ -346,7 +417,7 @@ def search(
     page = write_report(folder)
     failure = _failure(summary, folder)
     if as_json:
-        _print_json({**summary, "output": str(folder), "report": str(page)})
+        print_json({**summary, "output": str(folder), "report": str(page)})
     else:
         _show_search(summary, page)
         quoted, run_file, run_folder = shlex.quote(str(folder)), _free(Path("best"), ".yaml"), _free(Path("runs/best"))
@@ -397,7 +468,7 @@ def report(folder: Annotated[Path, typer.Argument(help="Result folder of a searc
     page = write_report(folder)
     if as_json:
         means = [{**dataclasses.asdict(arm), "mean": arm.mean, "difference": arm.difference} for arm in arms(summary)]
-        return _print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "arms": means, "report": str(page)})
+        return print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "arms": means, "report": str(page)})
     _show_search(summary, page)
     return None
 
@@ -414,7 +485,7 @@ def export(
 
     number = write(folder, out, trial=trial)
     if as_json:
-        return _print_json({"trial": number, "out": str(out)})
+        return print_json({"trial": number, "out": str(out)})
     plain.print(f"trial {number} in {out}", soft_wrap=True)
     people.print(f"imachsr train {shlex.quote(str(out))}", soft_wrap=True)
     return None
@@ -422,25 +493,27 @@ def export(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoint.pt.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoints/.")],
     overrides: DataOverrides = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    which: Which = "latest",
+    no_ema: Ema = False,
     as_json: Json = False,
 ) -> None:
     """Score a trained model; overrides such as data.domain=shifted change the data."""
-    from imachsr.config.schema import ConfigError
     from imachsr.train.evaluate import evaluate as score
 
-    if (folder / "study.sqlite3").exists():
-        raise ConfigError(f"{folder} must be the folder of a training, but holds a search; one trial's is {folder / 'trials' / '0000'}, and so on")
-    row = score(folder, split=split, overrides=overrides or [])  # type: ignore[arg-type]
+    row = score(folder, split=split, overrides=overrides or [], which=which, use_ema=not no_ema)  # type: ignore[arg-type]
     if as_json:
-        return _print_json(row)
+        return print_json(row)
     table = Table("metric", "value")
     for key, value in row.items():
         table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:.2f} %")
     plain.print(table)
     return None
+
+
+app.command()(export_model)
 
 
 @app.command()
@@ -462,7 +535,7 @@ def audit(
     angles = sorted(compare(draws=draws), key=lambda angle: -angle.cosine)
     wrong = [angle for angle in angles if not angle.is_honest]
     if as_json:
-        _print_json([{**dataclasses.asdict(angle), "equivalent": angle.is_equivalent, "honest": angle.is_honest} for angle in angles])
+        print_json([{**dataclasses.asdict(angle), "equivalent": angle.is_equivalent, "honest": angle.is_honest} for angle in angles])
     else:
         table = Table("loss", "loss", "gradient cosine", "spread", "family", "verdict")
         for angle in angles:
@@ -477,20 +550,31 @@ def audit(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, devices, memory, W&B. Exit code 1 when something that is needed is missing."""
+def doctor(
+    address: Annotated[
+        str | None, typer.Option(help="Also check all nodes of the Ray cluster at HOST:PORT, or at auto for this machine's.", show_default=False)
+    ] = None,
+    storage: Annotated[Path | None, typer.Option(help="Folder for results that all nodes should share.", callback=_local, show_default=False)] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of a data set that all nodes should see.", callback=_local, show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: versions, devices, memory, W&B; with --address the nodes of a cluster: versions, resources, storage, clocks, network, data.
+
+    Exit code 1 when something that is needed is missing.
+    """
     from imachsr.doctor import diagnose
 
-    checks = diagnose()
+    with contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
+        checks = diagnose(address, storage=storage, data=data)
     if as_json:
-        _print_json([dataclasses.asdict(check) for check in checks])
+        print_json([dataclasses.asdict(check) for check in checks])
     else:
-        table = Table("", "check", "finding")
+        table = Table("", "check", Column("finding", overflow="fold"))
         for check in checks:
-            mark = Text(check.state, style={"ok": "green", "note": "yellow", "fail": "red"}[check.state])
+            mark = Text(check.state, style={"ok": "green", "warning": "yellow", "error": "red"}[check.state])
             table.add_row(mark, check.name, check.finding)
         plain.print(table)
-    if any(check.state == "fail" for check in checks):
+    if any(check.state == "error" for check in checks):
         raise typer.Exit(1)
 
 

@@ -1,6 +1,8 @@
 """What people see in a terminal: progress on stderr, results on stdout."""
 
+import json
 import os
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +22,13 @@ def _console(*, stderr: bool) -> Console:
 
 people = _console(stderr=True)  # progress and hints
 plain = _console(stderr=False)  # results
+
+
+def print_json(value: Any) -> None:
+    """Print a result for machines, as one JSON document."""
+    from imachsr.tracking.events import finite
+
+    sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
 
 
 class Progress:

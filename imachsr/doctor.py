@@ -1,38 +1,71 @@
-"""What this machine has for imachsr."""
+"""What this machine, and the nodes of a cluster, have for imachsr."""
 
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+
+from imachsr.probe import Check
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "segmentation-models-pytorch", "wandb", "pydantic", "plotly")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """Attributes: name: What was looked at. state: ok, note (works, but) or fail. finding: In words."""
+def diagnose(address: str | None = None, *, storage: Path | None = None, data: Path | None = None) -> list[Check]:
+    """Look at versions, devices, memory, disk, Ray and W&B here and, with an address, at what the nodes of that cluster should agree on.
 
-    name: str
-    state: Literal["ok", "note", "fail"]
-    finding: str
+    Nothing is changed; a cluster runs a probe on each node for a few seconds, and files written to ``storage`` are removed.
 
+    Args:
+        address: HOST:PORT of a running Ray cluster, or "auto" for the one of this machine.
+        storage: Folder for results, which all nodes should share.
+        data: Folder of a data set, which all nodes should see.
 
-def diagnose() -> list[Check]:
-    """Look at versions, devices, memory, disk, Ray and W&B; nothing is started or changed."""
-    checks = [
-        Check(name="python", state="ok" if sys.version_info >= (3, 11) else "fail", finding=f"{platform.python_version()}, needs 3.11 or newer")
-    ]
+    Raises:
+        ConfigError: If a folder is given without an address.
+    """
+    if address is None and (storage or data):
+        from imachsr.config.schema import ConfigError
+
+        raise ConfigError(
+            f"{'--storage' if storage else '--data'} must go with --address, but got none; --address auto is the cluster of this machine"
+        )
+    python = f"{platform.python_version()}, needs 3.11 or newer"
+    checks = [Check(name="python", state="ok" if sys.version_info >= (3, 11) else "error", finding=python)]
     for name in PACKAGES:
         try:
             checks.append(Check(name=name, state="ok", finding=importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name=name, state="fail", finding="not installed; pip install -r requirements.lock"))
-    if any(check.state == "fail" for check in checks):
+            checks.append(Check(name=name, state="error", finding="not installed; pip install -r requirements.lock"))
+    if any(check.state == "error" for check in checks):
         return checks
-    return [*checks, *_machine(), _ray(), _wandb()]
+    return [*checks, *_machine(), _wandb(), *(_cluster(address, storage, data) if address else [_ray()])]
+
+
+def _cluster(address: str, storage: Path | None, data: Path | None) -> list[Check]:
+    from imachsr import checkup, cluster
+    from imachsr.train.capacity import connect
+
+    if silent := cluster.silence(address):
+        return [Check(name="cluster", state="error", finding=silent)]
+    os.environ["RAY_ADDRESS"] = address
+    try:
+        connect()
+    except Exception as error:  # whatever keeps Ray out is the finding
+        return [Check(name="cluster", state="error", finding=" ".join(str(error).split()))]
+    there = cluster.nodes()
+    none = "not looked at; give --{} PATH, a folder that all nodes should {}"
+    with cluster.asking(there) as asked:
+        return [
+            Check(name="cluster", state="ok", finding=f"{address} answers, {len(there)} nodes"),
+            *checkup.resources(there),
+            *checkup.versions(asked),
+            *(cluster.storage(storage, asked) if storage else [Check(name="storage", state="warning", finding=none.format("storage", "share"))]),
+            *(checkup.dataset(data, asked) if data else [Check(name="data", state="warning", finding=none.format("data", "see"))]),
+            *checkup.clocks(asked),
+            *checkup.networks(asked),
+        ]
 
 
 def _machine() -> list[Check]:
@@ -53,22 +86,23 @@ def _machine() -> list[Check]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     shm = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else 0.0
     return [
-        Check(name="GPU", state="ok" if machine.has_cuda else "note", finding=gpus),
+        Check(name="GPU", state="ok" if machine.has_cuda else "warning", finding=gpus),
         Check(name="CPU", state="ok", finding=f"{os.cpu_count()} cores; a trial takes 1 by default"),
         Check(name="auto precision", state="ok", finding=fast),
-        Check(name="memory", state="ok" if memory >= 4 else "note", finding=f"{memory:.1f} GiB; 1 to 3 GiB a trial"),
-        Check(name="shared memory", state="ok" if shm >= 1 else "note", finding=f"{shm:.1f} GiB free in /dev/shm; Ray wants 1 or more"),
-        Check(name="disk", state="ok" if free >= 5 else "note", finding=f"{free:.1f} GiB free here"),
+        Check(name="memory", state="ok" if memory >= 4 else "warning", finding=f"{memory:.1f} GiB; 1 to 3 GiB a trial"),
+        Check(name="shared memory", state="ok" if shm >= 1 else "warning", finding=f"{shm:.1f} GiB free in /dev/shm; Ray wants 1 or more"),
+        Check(name="disk", state="ok" if free >= 5 else "warning", finding=f"{free:.1f} GiB free here"),
     ]
 
 
 def _ray() -> Check:
-    address = os.environ.get("RAY_ADDRESS")
-    return Check(name="cluster", state="ok", finding=f"RAY_ADDRESS is {address}" if address else "RAY_ADDRESS is not set: Ray starts on this machine")
+    if address := os.environ.get("RAY_ADDRESS"):
+        return Check(name="cluster", state="ok", finding=f"RAY_ADDRESS is {address}; --address {address} checks its nodes")
+    return Check(name="cluster", state="ok", finding="RAY_ADDRESS is not set: Ray starts on this machine")
 
 
 def _wandb() -> Check:
     from imachsr.tracking.wandb import preflight
 
     found = preflight("auto")
-    return Check(name="W&B", state="ok" if found.mode == "online" else "note", finding=f"{found.mode}: {found.reason}")
+    return Check(name="W&B", state="ok" if found.mode == "online" else "warning", finding=f"{found.mode}: {found.reason}")

@@ -1,5 +1,6 @@
 """Files that are whole or absent."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -8,17 +9,35 @@ from typing import IO
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the whole new one."""
+    """Write a file so that a reader, or a crash, sees the old one or the whole new one; when this returns, the new one outlives a power cut.
+
+    A process that is killed meanwhile leaves a file ``NAME*.tmp`` beside the old one.
+
+    Args:
+        path: Where; its folder must exist.
+        write: Called with a file that can be read too.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
         try:
-            write(file)
+            write(file.file)  # without the wrapper, since libraries ask of what kind a file is
             file.flush()
             os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            with contextlib.suppress(FileNotFoundError):  # it was renamed already
+                os.unlink(file.name)
             raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a power cut: fsync of a file keeps its bytes, not that it was created or renamed."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 # Sourced by the scripts beside it: makes .venv from requirements.lock where it is missing or out of date, activates it, and leaves the
 # project's folder as the current one; the user's paths are relative to $caller.
+# shellcheck disable=SC2034  # read by those scripts
 caller="$PWD"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }

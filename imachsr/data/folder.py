@@ -1,12 +1,13 @@
 """Any folder of images with masks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.images import Pair, load_pairs, pair_folders
-from imachsr.data.samples import Samples, Split, check_size, check_split
+from imachsr.data.samples import OnError, Samples, Split, check_on_error, check_size, check_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class Folder:
         size: (height, width) in pixels, each >= 32.
         mask_suffix: What the stem of a mask has behind the image's, such as "_mask"; files without it are no masks.
         cache: Folder of decoded arrays; the user's cache folder without it.
+        on_error: raise, or skip: leave out samples whose files are missing or broken, with a warning, up to a tenth of a split.
     """
 
     kind: Literal["folder"] = "folder"
@@ -31,9 +33,11 @@ class Folder:
     size: tuple[int, int] = (96, 128)
     mask_suffix: str = ""
     cache: str | None = None
+    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         check_size(self.size)
+        check_on_error(self.on_error)
         if not 2 <= len(self.class_names) <= IGNORE_INDEX:
             raise ValueError(f"`class_names` must hold 2 to {IGNORE_INDEX} names, but got {len(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -45,8 +49,12 @@ class Folder:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def load(self, split: Split) -> Samples:
+    def load(self, split: Split, *, progress: Callable[[int, int], object] = lambda done, total: None) -> Samples:
         """Decode (once) and map a split.
+
+        Args:
+            split: Which.
+            progress: Called with the files that are decoded, and the number of all.
 
         Raises:
             ValueError: If a folder or file is missing or broken; names it.
@@ -54,7 +62,13 @@ class Folder:
         check_split(split)
         ignore = dict.fromkeys(self.ignore, IGNORE_INDEX)
         return load_pairs(
-            self._pairs(Path(self.root).expanduser(), split), size=self.size, num_classes=self.num_classes, ignore=ignore, cache=self.cache
+            self._pairs(Path(self.root).expanduser(), split),
+            size=self.size,
+            num_classes=self.num_classes,
+            ignore=ignore,
+            cache=self.cache,
+            on_error=self.on_error,
+            progress=progress,
         )
 
     def _pairs(self, root: Path, split: str) -> list[Pair]:
@@ -62,13 +76,13 @@ class Folder:
             raise ValueError(f"`data.root` must be the data set's folder, but {root} is no folder")
         for images, masks in ((root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)):
             if images.is_dir():
-                return pair_folders(images, masks, label_suffix=self.mask_suffix)
+                return pair_folders(images, masks, label_suffix=self.mask_suffix, on_error=self.on_error)
         has_splits = any((root / "images" / name).is_dir() or (root / name).is_dir() for name in ("train", "val", "test"))
         if split == "test" or has_splits or not (root / "images").is_dir():
             raise ValueError(
                 f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks"
             )
-        pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix)
+        pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix, on_error=self.on_error)
         if len(pairs) < 2:
             raise ValueError(f"{root / 'images'} must hold at least 2 images, to train and to validate on, but holds {len(pairs)}")
         cut = len(pairs) - max(1, len(pairs) // 5)

@@ -1,32 +1,25 @@
 """Decode image and label files once, into memory-mapped arrays that later runs share."""
 
-import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
-from functools import partial
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.samples import Samples
-from imachsr.files import write_atomic
+from imachsr.data.cache import Entry, cache_folder
+from imachsr.data.samples import OnError, Samples
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 Pair = tuple[Path, Path]
-VERSION = 2  # of the decoding; arrays of another are left alone
-
-
-def cache_folder(cache: str | None) -> Path:
-    """Where decoded arrays are kept: `cache`, else ``$XDG_CACHE_HOME/imachsr``, else ``~/.cache/imachsr``."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imachsr"
+MOST_SKIPPED = 0.1
+"""Largest share of a split that may be skipped; more is no matter of single files."""
+MOST_THREADS = 8
 
 
 def list_images(folder: Path, suffix: str = "") -> dict[str, Path]:
@@ -49,8 +42,14 @@ def _natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", path.name))], path.name
 
 
-def pair_folders(images: Path, labels: Path, *, label_suffix: str = "") -> list[Pair]:
+def pair_folders(images: Path, labels: Path, *, label_suffix: str = "", on_error: OnError = "raise") -> list[Pair]:
     """Pairs of equal stems.
+
+    Args:
+        images: Folder.
+        labels: Folder.
+        label_suffix: What the stem of a label file has behind the image's.
+        on_error: With "skip", a file without a partner is paired with the one that it lacks, for :func:`load_pairs` to skip.
 
     Raises:
         ValueError: If a folder is empty, or a file of one (of the labels: with the suffix) has no partner in the other; names the first.
@@ -64,13 +63,22 @@ def pair_folders(images: Path, labels: Path, *, label_suffix: str = "") -> list[
         raise ValueError(f"{images} must hold images ({', '.join(SUFFIXES)}), but holds none")
     for one, other, folder in ((left, right, labels), (right, left, images)):
         lonely = [path for stem, path in one.items() if stem not in other]
-        if lonely:
+        if lonely and on_error == "raise":
             raise ValueError(f"every file must have its partner, but {lonely[0]} has none in {folder} ({len(lonely)} such files)")
-    return [(path, right[stem]) for stem, path in left.items()]
+    pairs = [(path, right.get(stem, labels / f"{stem}{label_suffix}.png")) for stem, path in left.items()]
+    pairs += [(images / f"{stem}.png", path) for stem, path in right.items() if stem not in left]
+    return sorted(pairs, key=lambda pair: _natural(pair[0]))
 
 
 def load_pairs(
-    pairs: Sequence[Pair], *, size: tuple[int, int], num_classes: int, ignore: Mapping[int, int] | None = None, cache: str | None = None
+    pairs: Sequence[Pair],
+    *,
+    size: tuple[int, int],
+    num_classes: int,
+    ignore: Mapping[int, int] | None = None,
+    cache: str | None = None,
+    on_error: OnError = "raise",
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Samples:
     """Decode pairs at (H, W), or map what an earlier call decoded.
 
@@ -80,48 +88,95 @@ def load_pairs(
         num_classes: K; every label must be below it, or ignored.
         ignore: Label values to replace, usually by 255.
         cache: Folder for the arrays.
+        on_error: Whether a pair that cannot be used is an error, or is left out with a warning.
+        progress: Called with the pairs that are decoded and the number of all, one after the other.
 
     Raises:
-        ValueError: If a file cannot be read or holds an unknown label, or a label map has another size than its image (names the files), or the cache
-            cannot be written.
+        ValueError: If a file is missing, cannot be read or holds an unknown label, or a label map has another size than its image (names the files),
+            or more than a tenth of the pairs would be skipped, or the cache cannot be written.
     """
     replace = dict(ignore or {})
-    names = tuple(image.stem for image, _ in pairs)
-    key = hashlib.sha256(repr((VERSION, size, num_classes, sorted(replace.items()), [_stamp(path) for pair in pairs for path in pair])).encode())
     folder = cache_folder(cache)
-    targets = [folder / f"{key.hexdigest()[:32]}-{part}.npy" for part in ("images", "labels")]
-    if not all(target.exists() for target in targets):
-        images = np.empty((len(pairs), 3, *size), np.uint8)
-        labels = np.empty((len(pairs), *size), np.uint8)
-        for index, (image, label) in enumerate(pairs):
+
+    def entry(some: Sequence[Pair]) -> Entry:
+        return Entry.of(folder, some, size, num_classes, replace)
+
+    # What is left of the pairs has the arrays that it would have by itself.
+    skipped = entry(pairs).read_skipped() if on_error == "skip" else {}
+    kept = [pair for index, pair in enumerate(pairs) if index not in skipped]
+    arrays = entry(kept).read((len(kept), *size))
+    if arrays is None:
+        images, labels, skipped = _decode(pairs, size, num_classes, replace, on_error, progress)
+        _check_skipped(pairs, skipped)
+        kept = [pair for index, pair in enumerate(pairs) if index not in skipped]
+        entry(kept).write(images, labels)
+        if skipped:
+            entry(pairs).write_skipped(skipped)
+        arrays = entry(kept).read((len(kept), *size))
+        if arrays is None:
+            raise ValueError(f"cache folder {folder} must keep what is written to it, but does not; set data.cache or XDG_CACHE_HOME to another")
+    if skipped:
+        _tell_skipped(pairs, skipped)
+    return Samples(images=arrays[0], labels=arrays[1], names=tuple(image.stem for image, _ in kept))
+
+
+def _decode(
+    pairs: Sequence[Pair],
+    size: tuple[int, int],
+    num_classes: int,
+    replace: Mapping[int, int],
+    on_error: OnError,
+    progress: Callable[[int, int], object],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]:
+    """Images and labels of the good pairs, and why the others are skipped, by index."""
+    images = np.empty((len(pairs), 3, *size), np.uint8)
+    labels = np.empty((len(pairs), *size), np.uint8)
+
+    def decode(index: int) -> str | None:
+        image, label = pairs[index]
+        try:
             picture, classes = _open(image), _open(label)
             if picture.size != classes.size:
                 (width, height), (right, down) = picture.size, classes.size
                 raise ValueError(f"{label} must have the {height} x {width} pixels of {image}, but has {down} x {right}")
             images[index] = _decode_image(image, picture, size)
             labels[index] = _decode_labels(label, classes, size, num_classes, replace)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for target, array in zip(targets, (images, labels), strict=True):
-                write_atomic(target, partial(_save, array))
-        except OSError as error:
-            need = (images.nbytes + labels.nbytes) / 1e6
-            raise ValueError(f"cache folder {folder} must take {need:.1f} MB, but: {error}; set data.cache or XDG_CACHE_HOME to another") from error
-    # "c": private copy-on-write pages, shared by every process that maps the file until someone writes.
-    mapped = [torch.from_numpy(np.load(target, mmap_mode="c")) for target in targets]
-    return Samples(images=mapped[0], labels=mapped[1], names=names)
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            return str(error)
+        return None
+
+    skipped = {}
+    # Threads: Pillow lets others run while it decodes and resizes.
+    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+    try:
+        for index, why in enumerate(pool.map(decode, range(len(pairs)))):
+            if why is not None:
+                skipped[index] = why
+            progress(index + 1, len(pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after the first error
+    if skipped:
+        good = np.array([index not in skipped for index in range(len(pairs))])
+        images, labels = images[good], labels[good]
+    return images, labels, skipped
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
-    return str(path.resolve()), status.st_mtime_ns, status.st_size
+def _check_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
+    if len(skipped) > MOST_SKIPPED * len(pairs) or (skipped and len(skipped) == len(pairs)):
+        first = next(iter(skipped.values()))
+        raise ValueError(f"at most {MOST_SKIPPED:.0%} of {len(pairs)} samples may be skipped, but {len(skipped)} cannot be used; the first: {first}")
 
 
-def _save(array: NDArray[np.uint8], file: IO[bytes]) -> None:
-    np.save(file, array)
+def _tell_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
+    shown = [*list(skipped.values())[:3], *(["..."] if len(skipped) > 3 else [])]
+    warnings.warn(f"{len(skipped)} of {len(pairs)} samples are skipped (data.on_error): {'; '.join(shown)}", stacklevel=4)
 
 
 def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"{path} must exist, but does not")
     try:
         with Image.open(path) as image:
             image.load()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
+OnError = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +68,9 @@ def check_size(size: tuple[int, int]) -> None:
     """Raise ValueError unless (height, width) are at least 32 pixels each."""
     if min(size) < 32:
         raise ValueError(f"`size` must be (height, width) of at least 32 pixels, but got {tuple(size)}")
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ValueError for an unknown answer to broken files."""
+    if on_error not in get_args(OnError):
+        raise ValueError(f"`on_error` must be one of {get_args(OnError)}, but got {on_error!r}")

@@ -232,7 +232,7 @@ class Driver:
         note = {"wall_s": wall, "error": error, "taps": self._taps.get(number, [])}
         self.study.end(number, state, value=values.get(epochs), note=note)
         if state != "COMPLETE":  # nothing goes on from it, and it is large
-            (self.trial_folder(number) / checkpoint.FILE).unlink(missing_ok=True)
+            checkpoint.remove(self.trial_folder(number))
         ended = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
         self._tracker.end(self._id(number), ended, {"value": values.get(epochs), "epochs": epochs, **note})
         self._changed()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneC
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from imachsr.cluster import require_shared
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.data.samples import Samples
@@ -23,10 +23,8 @@ from imachsr.search.driver import Driver, Trials, check_folder
 from imachsr.search.space import Search, check_metric
 from imachsr.tracking.events import Tracker
 from imachsr.train import checkpoint
+from imachsr.train.capacity import await_room, connect, words
 from imachsr.train.loop import train
-from imachsr.train.ray_train import connect
-
-BOOT_S = 300  # longest wait for a cluster's nodes to start, seconds
 
 # Tune pickles and copies its parts; they find the driver, which holds files and connections, through its folder.
 _DRIVERS: dict[str, Driver] = {}
@@ -130,6 +128,7 @@ def run_search(
     _rehearse(search)
     on_ready()
     _reserve(search)
+    _probe(folder)
     driver = Driver(folder, search, tracker=tracker, on_change=on_change, resume=resume)
     key = str(folder.absolute())
     _DRIVERS[key] = driver
@@ -143,9 +142,17 @@ def run_search(
     return summary, lines
 
 
+def _probe(folder: Path) -> None:
+    """Say before the first trial what would be missing after the last one; scores come to the driver all the same."""
+    try:
+        require_shared(folder)
+    except ConfigError as error:
+        warnings.warn(f"{error}; checkpoints will stay where the trials run", stacklevel=3)
+
+
 def _check_shared(folder: Path, summary: dict[str, Any]) -> None:
-    whole = [folder / "trials" / f"{trial['number']:04d}" / checkpoint.FILE for trial in summary["trials"] if trial["state"] == "COMPLETE"]
-    if lost := [path for path in whole if not path.exists()]:
+    whole = [folder / "trials" / f"{trial['number']:04d}" for trial in summary["trials"] if trial["state"] == "COMPLETE"]
+    if lost := [trial / checkpoint.FOLDER for trial in whole if not checkpoint.exists(trial)]:
         warnings.warn(
             f"--output must be a folder that all machines of the cluster share, but this one does not see {lost[0]}"
             + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
@@ -176,15 +183,13 @@ def _reserve(search: Search) -> None:
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_STRICT_METRIC_CHECKING="1", RAY_CHDIR_TO_TRIAL_DIR="0")
     connect(cpus=max(os.cpu_count() or 1, budget.concurrency * budget.cpus_per_trial))
     wanted = {"CPU": float(budget.cpus_per_trial), "GPU": budget.gpus_per_trial}
-    if os.environ.get("RAY_ADDRESS") and not _holds(wanted):
-        _await_nodes(wanted)
-    if not _holds(wanted):
+    if not await_room(wanted, 1, what="1 trial"):
         for kind, each in wanted.items():
             if each > (most := max((node.get(kind, 0.0) for node in _nodes()), default=0.0)):
                 raise ConfigError(
                     f"budget.{kind.lower()}s_per_trial: must be at most the {most:g} {kind}s of the cluster's largest node, but got {each:g}"
                 )
-        raise ConfigError(f"budget: one node of the cluster must have {_words(wanted)} for a trial, but none has both")
+        raise ConfigError(f"budget: one node of the cluster must have {words(wanted)} for a trial, but none has both")
     if ray.cluster_resources().get("GPU", 0) and not budget.gpus_per_trial and search.base().compute.device == "auto":
         warnings.warn("trials use the CPU, because budget.gpus_per_trial is 0; the cluster has GPUs: budget.gpus_per_trial=1 uses them", stacklevel=2)
 
@@ -192,22 +197,6 @@ def _reserve(search: Search) -> None:
 def _nodes() -> list[dict[str, float]]:
     """Resources of every node that is there; a trial needs all of its own on one of them."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _holds(wanted: dict[str, float]) -> bool:
-    return any(all(node.get(kind, 0.0) >= each for kind, each in wanted.items()) for node in _nodes())
-
-
-def _words(wanted: dict[str, float]) -> str:
-    return " and ".join(f"{each:g} {kind}s" for kind, each in wanted.items() if each)
-
-
-def _await_nodes(wanted: dict[str, float]) -> None:
-    """Right after `ray up` the head answers while the others still start."""
-    warnings.warn(f"no node of the cluster has {_words(wanted)} for a trial yet; waiting up to {BOOT_S} s for one to start", stacklevel=3)
-    end = time.monotonic() + BOOT_S
-    while not _holds(wanted) and time.monotonic() < end:
-        time.sleep(1)
 
 
 def _run(search: Search, driver: Driver, key: str, max_failures: int) -> None:

@@ -1,24 +1,30 @@
 """Scores of a model on a split, and of a finished training on any data."""
 
 import json
+import math
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from imachsr.config.build import build_model, output_loss
 from imachsr.config.load import make_run, parse_overrides
-from imachsr.config.schema import ConfigError
+from imachsr.config.schema import ConfigError, Run
 from imachsr.core.output import logits_of
+from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.samples import Samples, Split
 from imachsr.data.transforms import normalize
+from imachsr.models import SmpModel
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, Placement, decide
 from imachsr.train.metrics import ConfusionMatrix
+from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
 BATCH = 16
 CHANGEABLE = ("data", "compute", "output_loss")
@@ -28,10 +34,13 @@ CHANGEABLE = ("data", "compute", "output_loss")
 def score(
     model: nn.Module, samples: Samples, class_names: Sequence[str], *, loss: Callable[..., Any], placement: Placement, prefix: str
 ) -> dict[str, float]:
-    """mIoU, accuracy and IoU per class (percent), and the output loss, of a bare model over all samples, shared out over the ranks.
+    """mIoU, accuracy and IoU per class (percent), and the output loss, of a model over all samples, shared out over the ranks.
+
+    The loss is the mean of each image's own, weighted by its valid pixels: for cross-entropy without class weights that over all valid pixels of the
+    split. It does not depend on the number of ranks; 0 without a valid pixel.
 
     Args:
-        model: Gives logits for images; its mode is restored.
+        model: Gives logits for images, and may be sharded; its mode is restored. Every rank must call.
         samples: What to score on.
         class_names: K names.
         loss: Output loss.
@@ -41,41 +50,90 @@ def score(
     was_training = model.training
     model.eval()
     matrix = ConfusionMatrix(len(class_names))
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = list(range(rank, len(samples), world))
-    total = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(mine), BATCH):
-        index = torch.tensor(mine[start : start + BATCH])
+    rank, world = rank_and_world()
+    mine = range(rank, len(samples), world)
+    total = torch.zeros(2, dtype=torch.float64, device=placement.device)
+    for start in range(0, math.ceil(len(samples) / world), BATCH):
+        # A sharded model is put together by all ranks in each forward: one that is through goes along, and what it gets does not count.
+        own = mine[start : start + BATCH]
+        index = torch.tensor(own or [0])
         images = placement.put_images(normalize(samples.images[index]))
         labels = samples.labels[index].long().to(placement.device)
         with placement.autocast():
             output = model(images)
-        value = loss(output, labels, ignore_index=255)
+        if not own:
+            continue
+        total += _loss(loss, output, labels)
         logits = logits_of(output).float()
         if logits.shape[-2:] != labels.shape[-2:]:
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         matrix.update(logits.argmax(1), labels)
-        total += torch.tensor([float(value) * len(index), len(index)], dtype=torch.float64)
     model.train(was_training)
     matrix.sum_over_ranks()
-    if dist.is_initialized():
-        shared = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(shared)
-        total = shared.cpu()
-    row = {f"{prefix}/miou": matrix.miou(), f"{prefix}/accuracy": matrix.accuracy(), f"{prefix}/loss": float(total[0] / total[1])}
+    lost, valid = sum_over_ranks(total).tolist()
+    row = {f"{prefix}/miou": matrix.miou(), f"{prefix}/accuracy": matrix.accuracy(), f"{prefix}/loss": lost / max(valid, 1)}
     for name, iou in zip(class_names, matrix.iou().tolist(), strict=True):
         if iou == iou:
             row[f"{prefix}/iou/{name}"] = iou
     return row
 
 
-def evaluate(folder: Path, *, split: Split = "val", overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Score the checkpoint of a finished training.
+def _loss(loss: Callable[..., Any], output: Any, labels: Tensor) -> Tensor:
+    """Sum over the images of their loss times their valid pixels, and of those pixels, ``[2]`` float64."""
+    valid = (labels != IGNORE_INDEX).flatten(1).sum(1)
+    total = torch.zeros(2, dtype=torch.float64, device=labels.device)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        output = logits_of(output)  # an object of the model's own, which cannot be cut into images
+    for image, pixels in enumerate(valid.tolist()):
+        if pixels:  # an image without any may give NaN, and counts for nothing
+            value = loss(_image(output, image, len(labels)), labels[image : image + 1], ignore_index=IGNORE_INDEX)
+            total += torch.stack([torch.as_tensor(value, device=total.device).double() * pixels, valid[image].double()])
+    return total
+
+
+def _image(output: Any, number: int, count: int) -> Any:
+    """The part of a model's output, of any structure, that is of one of ``count`` images."""
+    return tree_map_only(Tensor, lambda part: part[number : number + 1] if part.ndim and len(part) == count else part, output)
+
+
+def trained_model(state: dict[str, Any], run: Run, *, use_ema: bool = True) -> nn.Module:
+    """The bare backbone of a checkpoint, on the CPU and in eval mode; nothing of the method is built.
+
+    Args:
+        state: Of the checkpoint.
+        run: The run that it is of.
+        use_ema: Take the exponential mean of the weights where the training kept one, which is what it was scored by, not those of the last step.
+
+    Raises:
+        ConfigError: If the run's model is not the one that was trained.
+    """
+    if isinstance(run.model, SmpModel):  # pretrained weights would be downloaded to be overwritten
+        run = run.model_copy(update={"model": replace(run.model, encoder_weights=None)})
+    model = build_model(run, state["num_classes"])
+    if not use_ema and state["ema"] is None:
+        warnings.warn("the training kept no mean of its weights (optimizer.ema), so that --no-ema changes nothing", stacklevel=2)
+    weights = state["ema"] if use_ema else None
+    if weights is None:
+        prefix = "backbone."
+        weights = {key.removeprefix(prefix): value for key, value in state["net"].items() if key.startswith(prefix)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"the model must be the one that was trained, but: {' '.join(str(error).split())}") from None
+    return model.eval()
+
+
+def evaluate(
+    folder: Path, *, split: Split = "val", overrides: Sequence[str] = (), which: checkpoint.Which = "latest", use_ema: bool = True
+) -> dict[str, float]:
+    """Score a checkpoint of a training.
 
     Args:
         folder: The training's ``--output``.
         split: train, val or test.
         overrides: ``key=value``, such as ``data.domain=shifted``; of data, compute and output_loss only.
+        which: The latest checkpoint, or the best-scored one.
+        use_ema: As in :func:`trained_model`.
 
     Raises:
         ConfigError: If there is no checkpoint, the data do not fit it, or an override would change nothing or another model.
@@ -84,16 +142,11 @@ def evaluate(folder: Path, *, split: Split = "val", overrides: Sequence[str] = (
     for key in dotted:
         if key.partition(".")[0] not in CHANGEABLE:
             raise ConfigError(f"an override must begin with {', '.join(CHANGEABLE)}, since the model is trained already, but got {key}")
-    state = checkpoint.load(folder)
+    state = checkpoint.load(folder, which)
     run = make_run(json.loads(state["run"]), dotted)
     if run.data.num_classes != state["num_classes"]:
         raise ConfigError(f"the data must have the {state['num_classes']} classes that the model was trained for, but have {run.data.num_classes}")
     placement = decide(run.compute, Machine.here())
-    model = build_model(run, run.data.num_classes)
-    prefix = "backbone."
-    try:
-        model.load_state_dict({key.removeprefix(prefix): value for key, value in state["net"].items() if key.startswith(prefix)})
-    except RuntimeError as error:
-        raise ConfigError(f"the model must be the one that was trained, but: {' '.join(str(error).split())}") from None
+    model = trained_model(state, run, use_ema=use_ema)
     samples = run.data.load(split)
     return score(placement.put_net(model), samples, run.data.class_names, loss=output_loss(run), placement=placement, prefix=split)

@@ -1,10 +1,10 @@
 """Segmentation metrics from one confusion matrix."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from imachsr.core.types import IGNORE_INDEX
+from imachsr.train.parallel import sum_over_ranks
 
 
 class ConfusionMatrix:
@@ -35,11 +35,7 @@ class ConfusionMatrix:
 
     def sum_over_ranks(self) -> None:
         """Add what the other ranks of a distributed run counted."""
-        if dist.is_initialized():
-            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            counts = self.counts.to(device)
-            dist.all_reduce(counts)
-            self.counts = counts.cpu()
+        self.counts = sum_over_ranks(self.counts)
 
     def iou(self) -> Tensor:
         """Intersection over union a class, percent, float64 ``[K]``; NaN for a class that is neither labelled nor predicted."""

@@ -196,7 +196,7 @@ def test_the_command_line_finds_a_package_on_the_python_path(package: Path, tmp_
     places = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": places}, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "checkpoint.pt").is_file()
+    assert list((tmp_path / "out" / "checkpoints").glob("*.pt"))
 
 
 def test_arguments_reach_a_standard_that_is_a_function_or_a_class(package: Path) -> None:

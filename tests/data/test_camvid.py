@@ -199,3 +199,18 @@ def test_the_second_load_decodes_nothing(real: CamVid, monkeypatch: pytest.Monke
     assert torch.equal(first.images, second.images)
     with pytest.raises(AssertionError, match="is decoded again"):
         CamVid(root=real.root, size=(32, 32), cache=real.cache).load("val")
+
+
+def test_a_listed_file_that_is_missing_is_skipped_where_that_is_wanted(tmp_path: Path) -> None:
+    root = tmp_path / "camvid"
+    for index in range(12):
+        write_image(root / "frames" / f"a_{index:02d}.png", index)
+        write_mask(root / "labels" / f"a_{index:02d}.png", mask(12, index))
+    lines = [f"/SegNet/frames/a_{index:02d}.png /SegNet/labels/a_{index:02d}.png" for index in range(12)]
+    (root / "train.txt").write_text("\n".join(lines))
+    (root / "labels" / "a_05.png").unlink()
+    with pytest.raises(ValueError, match="train.txt:6 must name two files below"):
+        CamVid(root=str(root), size=SIZE).load("train")
+    with pytest.warns(UserWarning, match=r"1 of 12 samples are skipped .*a_05.png must exist, but does not"):
+        samples = CamVid(root=str(root), size=SIZE, on_error="skip").load("train")
+    assert samples.names == tuple(f"a_{index:02d}" for index in range(12) if index != 5)

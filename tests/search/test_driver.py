@@ -388,14 +388,14 @@ def test_a_failed_trial_leaves_its_traceback_and_no_checkpoint_and_a_whole_one_k
     driver = Driver(tmp_path, search_of())
     folders = [tmp_path / "trials" / f"{number:04d}" for number in range(3)]
     for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "checkpoint.pt").write_bytes(b"x")
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints/00000001.json").write_bytes(b"x")
     run_trial(driver, [50, 60, 70, 80])
     run_trial(driver, [40])  # stopped
     driver.propose()
     driver.on_error(2, "KeyError: 'x'", "Traceback (most recent call last):\n  File mine.py\nKeyError: 'x'")
     driver.on_end(2)
-    assert [(folder / "checkpoint.pt").exists() for folder in folders] == [True, False, False]
+    assert [(folder / "checkpoints").exists() for folder in folders] == [True, False, False]
     assert [(folder / "error.txt").exists() for folder in folders] == [False, False, True]
     assert "File mine.py" in (folders[2] / "error.txt").read_text()
     assert trial(driver, 2)["error"] == "KeyError: 'x'"

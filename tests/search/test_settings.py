@@ -64,7 +64,7 @@ def test_what_is_listed_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "count"),
-    [("optimizer", 6), ("run.optimizer", 6), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 13), ("run.budget", None), ("optim", None)],
+    [("optimizer", 8), ("run.optimizer", 8), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 13), ("run.budget", None), ("optim", None)],
 )
 def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
     if count is None:

@@ -23,6 +23,7 @@ from imachsr.search.scheduler import Rungs
 from imachsr.search.space import Metric, Search, check_metric, make_search
 from imachsr.search.study import FILE
 from imachsr.search.tuner import run_search
+from imachsr.train import capacity
 from imachsr.train.loop import train
 from tests.train.toys import BASE, Bands
 
@@ -216,22 +217,25 @@ def test_a_trial_must_fit_on_one_node_not_on_all_together(own_ray: None, tmp_pat
     with pytest.raises(ConfigError, match="must be at most the 4 CPUs of the cluster's largest node, but got 6"):
         run_search(make_search(raw_search([], budget={"trials": 3, "cpus_per_trial": 6})), tmp_path / "result")
     monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}))
-    with pytest.raises(ConfigError, match="one node of the cluster must have 2 CPUs and 1 GPUs for a trial, but none has both"):
+    with pytest.raises(ConfigError, match="one node of the cluster must have 2 CPUs and 1 GPU for a trial, but none has both"):
         run_search(make_search(raw_search([], budget={"trials": 3, "cpus_per_trial": 2, "gpus_per_trial": 1})), tmp_path / "result")
 
 
-def test_nodes_that_still_start_are_waited_for_on_a_cluster(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_still_start_are_waited_for_where_they_start_by_themselves(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     late = lambda: nodes_of({"CPU": 0.0}, *([{"CPU": 8.0}] if time.monotonic() > started + 1.5 else []))()  # noqa: E731
     monkeypatch.setattr("ray.nodes", late)
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "of-kuberay")
     search = make_search(raw_search([], budget={"trials": 3}))
-    with pytest.warns(UserWarning, match="no node of the cluster has 1 CPUs for a trial yet; waiting up to 300 s for one to start"):
+    with pytest.warns(UserWarning, match=r"room for 0 of 1 trial \(1 CPU\) yet: asking its autoscaler for nodes, and waiting up to 300 s"):
         tuner._reserve(search)
     assert 1.5 < time.monotonic() - started < 30
     monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 0.0}))
-    monkeypatch.setattr(tuner, "BOOT_S", 1)
+    monkeypatch.setattr(capacity, "BOOT_S", 1)
     with pytest.warns(UserWarning, match="waiting up to 1 s"), pytest.raises(ConfigError, match="must be at most the 0 CPUs"):
+        tuner._reserve(search)
+    monkeypatch.delenv("RAY_CLUSTER_NAME")
+    with pytest.raises(ConfigError, match="must be at most the 0 CPUs"):  # at once, without a warning
         tuner._reserve(search)
 
 
@@ -303,12 +307,12 @@ def test_checkpoints_that_this_machine_does_not_see_are_told(tmp_path: Path) -> 
     (tmp_path / "trials/0000").mkdir(parents=True)
     summary = {"trials": [{"number": 0, "state": "COMPLETE"}, {"number": 1, "state": "COMPLETE"}, {"number": 2, "state": "FAIL"}]}
     with pytest.warns(
-        UserWarning, match="must be a folder that all machines of the cluster share, but .* does not see .*0000/checkpoint.pt and 1 more"
+        UserWarning, match="must be a folder that all machines of the cluster share, but .* does not see .*0000/checkpoints and 1 more"
     ):
         tuner._check_shared(tmp_path, summary)
     for number in (0, 1):
-        (tmp_path / f"trials/{number:04d}").mkdir(exist_ok=True)
-        (tmp_path / f"trials/{number:04d}/checkpoint.pt").touch()
+        (tmp_path / f"trials/{number:04d}/checkpoints").mkdir(parents=True)
+        (tmp_path / f"trials/{number:04d}/checkpoints/00000001.json").touch()
     tuner._check_shared(tmp_path, summary)  # a warning would be an error
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from imachsr.train.ray_train import connect
+from imachsr.train.capacity import connect
 
 
 @pytest.fixture(scope="session")

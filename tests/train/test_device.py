@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from imachsr.config.schema import Compute, ConfigError
-from imachsr.train.device import Machine, Placement, decide
+from imachsr.train.device import Machine, Placement, claim_gpu, decide, own_gpu, usage
 
 MACHINES = [
     Machine(has_cuda=cuda, cuda_bfloat16=cuda and gpu, cpu_bfloat16=cpu)
@@ -49,6 +49,43 @@ def test_this_machine_is_described_as_torch_sees_it() -> None:
     assert here.has_cuda == torch.cuda.is_available()
     if not here.has_cuda:
         assert not here.cuda_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "current", "count", "taken"),
+    [(0, 0, 4, 0), (3, 0, 4, 3), (3, 3, 4, 3), (1, 2, 4, 2), (2, 0, 1, 0)],
+    ids=["first", "torchrun", "Ray has chosen", "the user has chosen", "each sees its own"],
+)
+def test_a_process_takes_the_gpu_of_its_number_unless_one_is_chosen(local_rank: int, current: int, count: int, taken: int) -> None:
+    assert own_gpu(local_rank, current=current, count=count) == taken
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the processes on a machine must be at most its 2 GPUs, but there is one of number 2; start fewer"):
+        own_gpu(2, current=0, count=2)
+
+
+def test_on_a_cpu_no_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    claim_gpu(Placement(device="cpu", is_bfloat16=False, is_channels_last=False))
+    assert not torch.cuda.is_initialized()
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Turing GPU, which torch says supports it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not decide(Compute(device="cuda"), Machine.here()).is_bfloat16
+
+
+def test_what_each_workers_gpu_does_has_a_key_of_its_own_and_a_silent_driver_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the message is for a machine where NVML does not answer")
+    rows = [usage("cuda", rank) for rank in (0, 3, 3)]
+    assert [set(row) - {"memory/peak_mib"} for row in rows] == [{"gpu/0/memory_mib"}, {"gpu/3/memory_mib"}, {"gpu/3/memory_mib"}]
+    (told,) = [str(each.message) for each in recwarn]
+    assert told.startswith("gpu/RANK/utilization must come from NVML, but it does not answer (NVML")
+    assert set(usage("cpu")) == {"memory/peak_mib"}
 
 
 @pytest.mark.parametrize(("is_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

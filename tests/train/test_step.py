@@ -110,7 +110,7 @@ def test_a_step_counts_and_advances_the_schedule() -> None:
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)  # left over from before
     before = copy.deepcopy(net)
-    losses = train_step(net, *batch(), optimizer=optimizer, scheduler=scheduler, placement=CPU)
+    (losses,) = train_step(net, *batch(), optimizer=optimizer, scheduler=scheduler, placement=CPU)
     assert_clipped_apart(net, before, float("inf"))
     assert scheduler.get_last_lr() == [0.5]
     assert net.num_steps == 1

@@ -17,8 +17,10 @@ from imachsr.data.samples import Samples
 class Bands:
     """Pixels whose brightest channel is their class; ``load("val")`` can be forbidden."""
 
-    def __init__(self, count: int = 8, num_val: int = 4, size: int = 32, has_val: bool = True, fourth: str | None = None) -> None:
-        self.count, self.num_val, self.size, self.has_val = count, num_val, size, has_val
+    def __init__(
+        self, count: int = 8, num_val: int = 4, size: int = 32, has_val: bool = True, fourth: str | None = None, bad: tuple[int, ...] = ()
+    ) -> None:
+        self.count, self.num_val, self.size, self.has_val, self.bad = count, num_val, size, has_val, list(bad)  # `bad` ones please no Poisoned
         self.class_names = ("road", "sky", "tree", *([fourth] if fourth else []))  # no pixel is of the fourth class
         self.num_classes = len(self.class_names)
 
@@ -31,6 +33,8 @@ class Bands:
         labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
         noise = torch.randint(0, 60, (count, 3, self.size, self.size), generator=generator)
         images = 180 * nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) + noise
+        if split == "train":
+            images[self.bad] = 255
         return Samples(images=images.byte(), labels=labels.byte(), names=tuple(f"seq_{i:03d}" for i in range(count)))
 
 
@@ -49,15 +53,25 @@ class HereOnly(Bands):
         return super().load(split)
 
 
+class Frozen(nn.BatchNorm2d):
+    """Stays in evaluation mode, as in fine-tuning with small batches."""
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
 class Tiny(nn.Module):
     """Two strided blocks and a head; group norm, so that a batch may be shared out without a change."""
 
-    def __init__(self, num_classes: int, dropout: float = 0.0, has_unused: bool = False, has_batch_norm: bool = False) -> None:
+    def __init__(
+        self, num_classes: int, dropout: float = 0.0, has_unused: bool = False, has_batch_norm: bool = False, is_frozen: bool = False
+    ) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), nn.GroupNorm(2, 12), nn.ReLU(), nn.Dropout2d(dropout))
         if has_batch_norm:
-            self.first[1], self.second[1] = nn.BatchNorm2d(8), nn.BatchNorm2d(12)
+            made = Frozen if is_frozen else nn.BatchNorm2d
+            self.first[1], self.second[1] = made(8), made(12)
         self.head = nn.Conv2d(12, num_classes, 1)
         self.unused = nn.Conv2d(3, 3, 1) if has_unused else None
 
@@ -83,6 +97,29 @@ class Scripted(Tiny):
         scores = torch.where(right[:, None], images, images.roll(1, 1))
         never = scores.new_full((len(images), self.head.out_channels - 3, *images.shape[-2:]), -9.0)
         return torch.cat([scores, never], 1)
+
+
+class _NanBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+
+class Poisoned(Tiny):
+    """NaN in the training on a batch with a white image, so that a fault is the data's: from the first layer on, or in the gradient only."""
+
+    def __init__(self, num_classes: int, where: str = "forward", **options: Any) -> None:
+        super().__init__(num_classes, **options)
+        self.where = where
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not (self.training and bool((images.amin((1, 2, 3)) > 2).any())):
+            return super().forward(images)
+        return super().forward(images * torch.nan) if self.where == "forward" else _NanBack.apply(super().forward(images))
 
 
 class Faulty(nn.Module):
@@ -133,4 +170,4 @@ def toy_run(**dotted: Any) -> Run:
 
 
 def without_clock(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.startswith(("time/", "images_per_s"))}
+    return {key: value for key, value in row.items() if not key.startswith(("time/", "images_per_s", "memory/"))}
