@@ -71,6 +71,8 @@ class _NegativeEntropy(torch.autograd.Function):
         for part in _chunks(features):
             log_p = _over(features[:, :, part], ctx.temperature) - log_total[:, None, part]
             factor = (gradient[:, None, part] / ctx.temperature).to(log_p.dtype)
+            if torch.compiler.is_compiling():  # one chunk, and dynamo takes no `out` that is not contiguous
+                return (log_p.exp() * (log_p - negative[:, None, part]) * factor).to(features.dtype), None
             torch.mul(log_p.exp(), log_p.sub_(negative[:, None, part]).mul_(factor), out=slope[:, :, part])
         return slope, None
 
