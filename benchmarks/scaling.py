@@ -6,7 +6,8 @@
     python benchmarks/scaling.py --quick       # one round, few steps: for a look
 
 torchrun's side is a plain hand-written DistributedDataParallel loop on the same batches, model, optimizer, precision and memory layout; each
-worker has one thread. Rounds alternate between the two; a ratio is that of the medians over all steps but those of the first epoch of each round.
+worker has one thread. In between stands our loop without Ray. Rounds alternate; a ratio is that of the medians over all steps but those of the
+first epoch of each round.
 Start-up is from the call to the end of the first step; what Ray adds is told in parts: start, one report, stop.
 """
 
@@ -39,6 +40,7 @@ from imachsr.core.types import IGNORE_INDEX
 from imachsr.train.batches import batches
 from imachsr.train.capacity import connect
 from imachsr.train.device import Machine, decide
+from imachsr.train.loop import train
 from imachsr.train.ray_train import train_distributed
 
 MARK = "SCALING "
@@ -100,6 +102,20 @@ def plain_loop(arguments: argparse.Namespace) -> None:
     os._exit(0)
 
 
+def our_loop(arguments: argparse.Namespace) -> None:
+    """One rank of torchrun with our loop: what of the difference is ours, and what Ray's."""
+    started = float(os.environ["SCALING_STARTED"])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    first: list[float] = []
+    done = train(run_of(arguments), on_step=lambda step, steps: None if first else first.append(time.time() - started))
+    if dist.get_rank() == 0:
+        epochs = [row["time/epoch_s"] for row in done.history]
+        print(MARK + json.dumps({"epochs": epochs, "start_s": first[0], "mib": peak_mib()}), flush=True)
+    dist.barrier()
+    os._exit(0)
+
+
 def peak_mib() -> float:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(status["VmHWM"].split()[0]) / 1024
@@ -135,9 +151,7 @@ def measured(arguments: argparse.Namespace, side: str, workers: int) -> dict[str
         "--side",
         side,
     ]
-    launch = (
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if side == "torchrun" else [sys.executable]
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"] if side != "ray" else [sys.executable]
     environment = {**os.environ, "SCALING_STARTED": str(time.time()), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, __file__, *options], env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
@@ -151,25 +165,24 @@ def compare(arguments: argparse.Namespace) -> None:
     columns = [
         "workers",
         "torchrun, images/s",
-        "Ray Train, images/s",
-        "ratio",
-        "start-up, s: torchrun",
+        "our loop by torchrun",
         "Ray Train",
-        "MiB a worker: torchrun",
-        "Ray Train",
+        "ratios",
+        "start-up, s",
+        "MiB a worker",
     ]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for workers in (1, 2):
-        rounds: dict[str, list[dict[str, Any]]] = {"torchrun": [], "ray": []}
+        rounds: dict[str, list[dict[str, Any]]] = {"torchrun": [], "loop": [], "ray": []}
         for number in range(arguments.rounds):
-            for side in ("torchrun", "ray") if number % 2 == 0 else ("ray", "torchrun"):
+            for side in rounds if number % 2 == 0 else reversed(rounds):
                 rounds[side].append(measured(arguments, side, workers))
-        both = rounds["torchrun"], rounds["ray"]
+        sides = list(rounds.values())
         images = arguments.samples // 8 * 8
-        speeds = [images / statistics.median(seconds for found in side for seconds in found["epochs"][1:]) for side in both]
-        cells = [*(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.3f}"]
-        cells += [f"{statistics.median(found['start_s'] for found in side):.1f}" for side in both]
-        cells += [f"{statistics.median(found['mib'] for found in side):.0f}" for side in both]
+        speeds = [images / statistics.median(seconds for found in side for seconds in found["epochs"][1:]) for side in sides]
+        cells = [*(f"{speed:.1f}" for speed in speeds), ", ".join(f"{speed / speeds[0]:.3f}" for speed in speeds[1:])]
+        cells.append(", ".join(f"{statistics.median(found['start_s'] for found in side):.1f}" for side in sides))
+        cells.append(", ".join(f"{statistics.median(found['mib'] for found in side):.0f}" for side in sides))
         print(f"| {workers} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -185,7 +198,7 @@ def reporting(config: dict[str, Any]) -> None:
 
 def ray_cost(rounds: int) -> None:
     """What a run of one worker pays to Ray: from the call to the first line of its code, for a report, from its last line to the end."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # as `imachsr train` has it
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # as `imachsr train` has it
     connect(cpus=2)
     start, stop, report = [], [], []
     for _ in range(rounds):
@@ -269,13 +282,15 @@ def main() -> None:
     parser.add_argument("--allreduce", action="store_true")
     parser.add_argument("--paper", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--side", choices=("torchrun", "ray"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("torchrun", "loop", "ray"), help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.samples, arguments.epochs = 1, 16, 3
     if arguments.side == "torchrun":
         plain_loop(arguments)
+    elif arguments.side == "loop":
+        our_loop(arguments)
     elif arguments.side == "ray":
         ours(arguments)
     elif arguments.allreduce:

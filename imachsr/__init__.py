@@ -45,6 +45,7 @@ from imachsr.core.selection import (
 )
 from imachsr.core.types import IGNORE_INDEX, LayerInfo, Losses, Tap
 from imachsr.core.wrapper import IMacHSR
+from imachsr.lazy import attribute
 from imachsr.version import __version__
 
 __all__ = [
@@ -106,3 +107,5 @@ __all__ = [
     "__version__",
     "trace",
 ]
+
+__getattr__ = attribute

@@ -17,13 +17,14 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imachsr import probe
+from imachsr import storage as objects
 from imachsr.config.schema import ConfigError
 from imachsr.probe import Check
 
 ANSWER_S = 60.0  # longest wait for a node, seconds
 TOKEN = "a cluster with tokens needs RAY_AUTH_MODE=token and its token in ~/.ray/auth_token"
 _MARK = ".imachsr-shared-"
-_MOUNT = "mount one folder on all nodes (NFS, EFS, Filestore, Lustre)"
+_MOUNT = "mount one folder on all nodes (NFS, EFS, Filestore, Lustre), or give imachsr train a --storage"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +106,16 @@ class Asked:
         self.nodes = nodes
         self._timeout = timeout
         # By value: the package may be missing, or another one, where it is asked about.
-        cloudpickle.register_pickle_by_value(probe)
+        for module in (probe, objects):
+            cloudpickle.register_pickle_by_value(module)
         try:
             remote = ray.remote(num_cpus=0, max_restarts=0)(probe.Probe)
             self._actors = {
                 node.id: remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote() for node in nodes
             }
         finally:
-            cloudpickle.unregister_pickle_by_value(probe)
+            for module in (probe, objects):
+                cloudpickle.unregister_pickle_by_value(module)
 
     def ask(self, name: str, *args: str) -> dict[str, Any]:
         """The answers by node id."""
@@ -204,6 +207,34 @@ def storage(folder: Path, asked: Asked) -> list[Check]:
     if not wrong:
         return [Check(name="storage", state="ok", finding=f"{place} is the same folder on {count(asked.nodes)}, and writable")]
     return [Check(name=f"storage on {name}", state="error", finding=f"{words(answer)}; {_MOUNT}") for name, answer in wrong]
+
+
+def reached(uri: str, asked: Asked) -> list[Check]:
+    """Whether every node writes to a storage, and reads what it wrote.
+
+    Args:
+        uri: As :func:`imachsr.storage.address` gives it. Nothing is left behind.
+        asked: The nodes.
+    """
+    answers = asked.ask_each("reach", {node.id: (uri, secrets.token_hex(8)) for node in asked.nodes})
+    wrong = [(node.name, words(answers[node.id])) for node in asked.nodes if answers[node.id] != ""]
+    if not wrong:
+        return [Check(name="storage", state="ok", finding=f"{uri} can be written to and read from on {count(asked.nodes)}")]
+    return [Check(name=f"storage on {name}", state="error", finding=f"{uri} must be writable and readable, but: {why}") for name, why in wrong]
+
+
+def require_reached(uri: str) -> None:
+    """Refuse a storage that a node of the connected cluster cannot use, before anything is trained.
+
+    Raises:
+        ConfigError: With the first such node, and what to check.
+    """
+    with asking(nodes()) as asked:
+        for check in reached(uri, asked):
+            if check.state == "error":
+                raise ConfigError(
+                    f"--storage must be a place that all nodes can use, but on {check.name.removeprefix('storage on ')} {check.finding}"
+                )
 
 
 def require_shared(folder: Path, *, setting: str = "--output") -> None:

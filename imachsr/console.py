@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from imachsr.report.table import STATES, arms, has_seeds, rows
+from imachsr.report.table import STATES, arms, further, has_seeds, rows
 
 
 def _console(*, stderr: bool) -> Console:
@@ -20,6 +21,7 @@ def _console(*, stderr: bool) -> Console:
     return console
 
 
+BAR_AFTER_S = 1.0
 people = _console(stderr=True)  # progress and hints
 plain = _console(stderr=False)  # results
 
@@ -29,6 +31,36 @@ def print_json(value: Any) -> None:
     from imachsr.tracking.events import finite
 
     sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
+
+
+class Bar:
+    """A bar on stderr for work in this process, once it takes longer than a second; none where stderr is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        from rich import progress
+
+        columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
+        self._bar = progress.Progress(*columns, console=people, transient=True)
+        self._task = self._bar.add_task(what)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def update(self, done: int, total: int) -> None:
+        """So many of all are done; the bar goes with the last."""
+        self._bar.update(self._task, completed=done, total=total)
+        if done == total:
+            self._end()
+        elif people.is_interactive and time.monotonic() - self._began > BAR_AFTER_S:
+            self._bar.start()
+
+    def _end(self) -> None:
+        if self._bar.live.is_started:  # else rich would print an empty line where there is no terminal
+            self._bar.stop()
 
 
 class Progress:
@@ -67,9 +99,9 @@ class Progress:
 def search_table(summary: dict[str, Any]) -> Table:
     """A search's table; ``summary`` as in summary.json."""
     metric = summary["metric"]
-    shown = Table(title=f"{metric} of the last epoch" + (", percent" if "iou" in metric or metric.endswith("accuracy") else ""))
+    shown = Table(title=f"{metric} of the last epoch" + (", percent" if "iou" in metric or metric.endswith(("accuracy", "ece")) else ""))
     seeded = has_seeds(summary)
-    for name in ("trial", *(["seed"] if seeded else []), "mIoU" if metric.endswith("miou") else metric, "difference", "epochs"):
+    for name in ("trial", *(["seed"] if seeded else []), "mIoU" if metric.endswith("miou") else metric, *further(summary), "difference", "epochs"):
         shown.add_column(name, justify="right")
     for name in ("state", "configuration"):
         shown.add_column(name, overflow="fold")
@@ -78,7 +110,9 @@ def search_table(summary: dict[str, Any]) -> Table:
         difference = "" if row.difference is None else f"{row.difference:+.2f}"
         what = f"{row.arm}: {row.settings}" if row.arm else row.settings
         style = "bold" if row.number == summary["baseline"] else "dim" if row.state in ("stopped", "failed") else None
-        shown.add_row(str(row.number), *([str(row.seed)] if seeded else []), value, difference, row.epochs, row.state, row.error or what, style=style)
+        name = [str(row.number), *([str(row.seed)] if seeded else [])]
+        others = ["" if each is None else f"{each:.4g}" for each in row.others]
+        shown.add_row(*name, value, *others, difference, row.epochs, row.state_words, row.error or what, style=style)
     return shown
 
 
@@ -87,8 +121,8 @@ def arms_table(summary: dict[str, Any]) -> Table | None:
     if not (found := arms(summary)):
         return None
     shown = Table(title="arms over their seeds, against the baseline with the same seed", title_justify="left")
-    for name, justify in (("arm", "left"), ("seeds", "right"), ("mean", "right"), ("difference", "right"), ("of each seed", "left")):
-        shown.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name in ("arm", "seeds", "mean", "difference", "of each seed"):
+        shown.add_column(name, justify="left" if name in ("arm", "of each seed") else "right", overflow="fold")
     for arm in found:
         difference = "" if arm.difference is None else f"{arm.difference:+.2f}"
         shown.add_row(arm.name, str(len(arm.values)), f"{arm.mean:.2f}", difference, arm.each, style="bold" if arm.is_baseline else None)

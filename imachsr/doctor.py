@@ -12,24 +12,25 @@ from imachsr.probe import Check
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "segmentation-models-pytorch", "wandb", "pydantic", "plotly")
 
 
-def diagnose(address: str | None = None, *, storage: Path | None = None, data: Path | None = None) -> list[Check]:
+def diagnose(address: str | None = None, *, storage: str | Path | None = None, data: Path | None = None) -> list[Check]:
     """Look at versions, devices, memory, disk, Ray and W&B here and, with an address, at what the nodes of that cluster should agree on.
 
     Nothing is changed; a cluster runs a probe on each node for a few seconds, and files written to ``storage`` are removed.
 
     Args:
         address: HOST:PORT of a running Ray cluster, or "auto" for the one of this machine.
-        storage: Folder for results, which all nodes should share.
+        storage: Folder for results, which all nodes should share, or the address of a storage, which all machines that are looked at should reach.
         data: Folder of a data set, which all nodes should see.
 
     Raises:
-        ConfigError: If a folder is given without an address.
+        ConfigError: If a folder is given without an address, or what is no address of a storage.
     """
-    if address is None and (storage or data):
+    uri = _uri(storage)
+    if address is None and ((storage and not uri) or data):
         from imachsr.config.schema import ConfigError
 
         raise ConfigError(
-            f"{'--storage' if storage else '--data'} must go with --address, but got none; --address auto is the cluster of this machine"
+            f"{'--storage' if storage and not uri else '--data'} must go with --address, but got none; --address auto is the cluster of this machine"
         )
     python = f"{platform.python_version()}, needs 3.11 or newer"
     checks = [Check(name="python", state="ok" if sys.version_info >= (3, 11) else "error", finding=python)]
@@ -40,10 +41,38 @@ def diagnose(address: str | None = None, *, storage: Path | None = None, data: P
             checks.append(Check(name=name, state="error", finding="not installed; pip install -r requirements.lock"))
     if any(check.state == "error" for check in checks):
         return checks
-    return [*checks, *_machine(), _wandb(), *(_cluster(address, storage, data) if address else [_ray()])]
+    return [*checks, *_machine(), _wandb(), *_reached(uri), *(_cluster(address, storage, uri, data) if address else [_ray()])]
 
 
-def _cluster(address: str, storage: Path | None, data: Path | None) -> list[Check]:
+def _uri(storage: str | Path | None) -> str | None:
+    """The address of a storage; None for a folder, about which nodes are asked in another way."""
+    if storage is None or "://" not in (text := str(storage)):
+        return None
+    from imachsr.config.schema import ConfigError
+    from imachsr.storage import address
+
+    try:
+        return address(text)
+    except ValueError as error:
+        raise ConfigError(f"--storage: {error}") from None
+
+
+def _reached(uri: str | None) -> list[Check]:
+    """Whether this machine uses a storage."""
+    if uri is None:
+        return []
+    from imachsr.train.courier import Courier, probe
+
+    courier = Courier(uri)
+    try:
+        why = probe(courier)
+    finally:
+        courier.close()
+    finding = f"{uri} must be writable and readable, but: {why}" if why else f"{uri} can be written to and read from here"
+    return [Check(name="storage here", state="error" if why else "ok", finding=finding)]
+
+
+def _cluster(address: str, storage: str | Path | None, uri: str | None, data: Path | None) -> list[Check]:
     from imachsr import checkup, cluster
     from imachsr.train.capacity import connect
 
@@ -61,7 +90,13 @@ def _cluster(address: str, storage: Path | None, data: Path | None) -> list[Chec
             Check(name="cluster", state="ok", finding=f"{address} answers, {len(there)} nodes"),
             *checkup.resources(there),
             *checkup.versions(asked),
-            *(cluster.storage(storage, asked) if storage else [Check(name="storage", state="warning", finding=none.format("storage", "share"))]),
+            *(
+                cluster.reached(uri, asked)
+                if uri
+                else cluster.storage(Path(storage), asked)
+                if storage
+                else [Check(name="storage", state="warning", finding=none.format("storage", "share"))]
+            ),
             *(checkup.dataset(data, asked) if data else [Check(name="data", state="warning", finding=none.format("data", "see"))]),
             *checkup.clocks(asked),
             *checkup.networks(asked),
@@ -71,7 +106,7 @@ def _cluster(address: str, storage: Path | None, data: Path | None) -> list[Chec
 def _machine() -> list[Check]:
     import torch
 
-    from imachsr.config.schema import Compute
+    from imachsr.config.training import Compute
     from imachsr.train.device import Machine, decide
 
     machine = Machine.here()

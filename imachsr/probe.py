@@ -1,4 +1,4 @@
-"""What one machine of a cluster can tell about itself; the standard library only, so that it runs where nothing else is installed."""
+"""What one machine of a cluster can tell about itself; it runs where the standard library alone is installed."""
 
 import contextlib
 import fcntl
@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from imachsr.storage import reach
 
 SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 PATIENCE_S = 5.0  # longest wait for a new file to appear on a network file system, seconds
@@ -134,6 +136,7 @@ class Probe:
             "meet": meet,
             "remove": remove,
             "listing": listing,
+            "reach": reach,
             "clock": time.time,
         }
         return known[name](*args)

@@ -32,14 +32,14 @@ def require_namespaces() -> None:
 
 
 class Nodes:
-    """Up to ``count`` nodes of one CPU each; number 0 is the head, and the driver's.
+    """Up to ``count`` nodes of one CPU each; number 0 is the head, and the driver's. ``apart`` is a folder that is a disk of each node's own.
 
     Everything lies in namespaces and one temporary folder, and ends with the ``with`` block: every process in a namespace by its id.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, head_cpus: int = 1, apart: Path | None = None) -> None:
         self._name = f"im{os.getpid()}"
-        self._count = count
+        self._count, self._head_cpus, self._apart = count, head_cpus, apart
         self._started: list[subprocess.Popen[str]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="im", dir="/tmp"))  # short: a socket's path has 107 characters
         self._environment = {
@@ -106,10 +106,13 @@ class Nodes:
         """Start Ray on a node that has none, and wait until it has joined."""
         head = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
         role = [f"--address={self.address}"] if number else head
-        options = ["--num-cpus=1", "--object-store-memory=80000000", f"--node-ip-address={_ip(number)}", "--disable-usage-stats", "--block"]
+        cpus = 1 if number else self._head_cpus
+        options = [f"--num-cpus={cpus}", "--object-store-memory=80000000", f"--node-ip-address={_ip(number)}", "--disable-usage-stats", "--block"]
         before = self.alive() if number else 0
         with (self._folder / f"node{number}.log").open("a") as log:
-            node = self.popen(number, [RAY, "start", *role, *options], stdout=log, stderr=subprocess.STDOUT)
+            # What a process mounts in a namespace, only it and its children see.
+            disk = ["sh", "-c", f'mount -t tmpfs none {self._apart} && exec "$@"', "sh"] if self._apart else []
+            node = self.popen(number, [*disk, RAY, "start", *role, *options], stdout=log, stderr=subprocess.STDOUT)
         self._started.append(node)
         end = time.monotonic() + START_S
         while self.alive() <= before:

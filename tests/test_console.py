@@ -1,12 +1,16 @@
+import contextlib
 import io
+import re
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from imachsr import console
-from imachsr.console import Progress, search_table
+from imachsr.console import Bar, Progress, search_table
 from tests.report.folders import BASELINE, trial
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 def shown(trials: list[dict[str, Any]], width: int = 200, **given: Any) -> str:
@@ -83,6 +87,7 @@ def test_without_a_terminal_every_change_is_one_line_on_stderr(capsys: pytest.Ca
 
 def test_on_a_terminal_the_table_lives_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120, markup=False))
     with Progress("select/miou", "max", 4, is_live=True) as progress:
         progress.update([BASELINE])
@@ -92,6 +97,7 @@ def test_on_a_terminal_the_table_lives_and_leaves_nothing_behind(monkeypatch: py
 
 def test_a_live_table_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120))
 
     def fail() -> None:
@@ -120,3 +126,36 @@ def test_seeds_are_a_column_where_there_are_several_and_arms_have_means() -> Non
     Console(file=out, width=120).print(console.arms_table({"trials": trials, "mode": "max", "baseline": 0}))
     assert cells(out.getvalue())[1:] == [["b", "2", "30.00", "+0.00", "+0.00, +0.00"], ["c", "2", "33.50", "+3.50", "+6.00, +1.00"]]
     assert console.arms_table({"trials": trials[::2], "mode": "max", "baseline": 0}) is None
+
+
+@pytest.mark.parametrize(("is_terminal", "after_s", "is_shown"), [(True, 0.0, True), (True, 60.0, False), (False, 0.0, False)])
+def test_a_bar_is_shown_on_a_terminal_when_the_work_takes_a_while(
+    is_terminal: bool, after_s: float, is_shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "people", Console(file=out, force_terminal=is_terminal, width=80))
+    monkeypatch.setattr(console, "BAR_AFTER_S", after_s)
+    with Bar("decoding val") as bar:
+        for done in range(1, 4):
+            bar.update(done, 3)
+    if is_shown:
+        assert re.search(r"decoding val .*1/3", out.getvalue())
+    else:
+        assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_bar_leaves_the_terminal_as_it_was(is_whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=80))
+    monkeypatch.setattr(console, "BAR_AFTER_S", 0.0)
+    with contextlib.suppress(ValueError), Bar("decoding val") as bar:
+        bar.update(1, 2)
+        assert HIDE in out.getvalue()
+        if not is_whole:
+            raise ValueError
+        bar.update(2, 2)
+        assert out.getvalue().rfind(SHOW) > out.getvalue().rfind(HIDE)  # what comes after may take as long as it wants
+    assert out.getvalue().rfind(SHOW) > out.getvalue().rfind(HIDE)

@@ -41,7 +41,8 @@ def test_the_contracts_can_be_broken(tmp_path: Path) -> None:
         ("console.py", "import ray"),
         ("importing.py", "import wandb"),
         ("files.py", "import imachsr.config.load"),
-        ("cli.py", "import ray"),
+        ("cli/train.py", "import ray"),
+        ("cli/doctor.py", "import imachsr.cli.layers"),
         ("doctor.py", "import wandb"),
         ("tracking/events.py", "import wandb"),
     ):
@@ -49,7 +50,7 @@ def test_the_contracts_can_be_broken(tmp_path: Path) -> None:
         path.write_text(f"{path.read_text()}\n{line}\n")
     done = lint(tmp_path)
     assert done.returncode == 1
-    assert "0 kept, 7 broken" in done.stdout
+    assert "0 kept, 8 broken" in done.stdout
     for chain in ("driver", "batches", "device", "evaluate"):
         assert re.search(rf"imachsr\.(search|train)\.{chain} -> ray ", done.stdout), chain
     assert "imachsr.importing -> wandb" in done.stdout
@@ -98,11 +99,14 @@ def importers(prefix: str) -> set[str]:
     ("library", "files"),
     [
         ("ray.tune", {"search/tuner.py"}),
-        ("ray.train", {"train/ray_train.py"}),
+        ("ray.train", {"train/ray_train.py", "train/ray_worker.py"}),
         ("wandb", {"tracking/wandb.py"}),
-        ("optuna", {"search/driver.py", "search/space.py", "search/study.py"}),
+        (
+            "optuna",
+            {f"search/{name}.py" for name in ("database", "drafts", "samplers", "space/parameters", "space/search", "study", "tuner", "warm")},
+        ),
         ("plotly", {"report/html.py"}),
-        ("typer", {"cli.py", "cli_export.py"}),
+        ("typer", {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")}),
         ("yaml", {"config/load.py"}),
         ("PIL", {"data/images.py", "data/scenes.py"}),
         ("segmentation_models_pytorch", {"models.py"}),

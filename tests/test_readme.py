@@ -5,23 +5,29 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 
-from imachsr.config.load import make_run
+from imachsr.config.load import make_run, parse_yaml
 from imachsr.core.entropy import Regularizer
 from imachsr.core.losses import SideLoss, parse_side_loss
 from imachsr.core.schedules import Profile, Schedule
 from imachsr.core.selection import Standard
+from imachsr.search.space import draws, make_search
+from tests.cli.command import Cli
+from tests.cli.conftest import run
 from tests.launch.commands import check_settings, parse
+
+__all__ = ["run"]  # the fixture
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 README = DOCUMENTS[0].read_text()
-MADE_BY_COMMANDS = {"best.yaml", "model.pt", "model.onnx", "runs/best", "runs/camvid", "runs/scenes", "runs/two"}
+MADE_BY_COMMANDS = {"best.yaml", "confirmed.yaml", "model.pt", "model.onnx", "runs/best", "runs/camvid", "runs/elsewhere", "runs/scenes", "runs/two"}
 
 
 def blocks(language: str) -> list[str]:
@@ -47,9 +53,11 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     (tmp_path / "readme.py").write_text("\n".join([*blocks("python"), check]))
     found = subprocess.run([sys.executable, "-W", "error::UserWarning", "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert found.returncode == 0, found.stderr
-    # The last block prints a line for each tap: its address and why.
-    assert len(found.stdout.splitlines()) == 3
-    assert all("resolution" in line for line in found.stdout.splitlines())
+    # A line for each tap, its address and why; then what the search for one's own function found.
+    *taps, best = found.stdout.splitlines()
+    assert len(taps) == 3
+    assert all("resolution" in line for line in taps)
+    assert re.fullmatch(r"\{'lr': 0\.\d+\} 8\.99\d+", best)
 
 
 @pytest.mark.parametrize("line", IMACHSR)
@@ -75,20 +83,24 @@ def test_commands_follow_each_other() -> None:
         read = str(params.get("folder") or params.get("config") or "")
         assert not read or (ROOT / read).exists() or read in made, line
         made |= {str(params[key]) for key in ("output", "out") if params.get(key)}
-        assert name in ("layers", "settings", "train", "evaluate", "search", "report", "export", "export-model", "doctor")
+        assert name in ("layers", "settings", "train", "evaluate", "search", "confirm", "report", "export", "export-model", "doctor")
 
 
-def test_looking_training_and_evaluating_work_as_written(tmp_path: Path) -> None:
+def test_looking_training_and_evaluating_work_as_written(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "launch").symlink_to(ROOT / "launch")
-    wanted = [line for line in IMACHSR if line.split()[1] in ("layers", "train", "evaluate") and "best.yaml" not in line and "--workers" not in line]
+    wanted = [
+        line
+        for line in IMACHSR
+        if line.split()[1] in ("layers", "train", "evaluate") and not any(word in line for word in ("best.yaml", "--workers", "--storage"))
+    ]
     assert [line.split()[1] for line in wanted] == ["layers", "train", "evaluate"]
     for line in wanted:
-        words = [sys.executable, "-m", *shlex.split(line)]
-        if words[3] == "train":  # as written, only smaller
+        words = shlex.split(line)[1:]
+        if words[0] == "train":  # as written, only smaller
             words += ["data.num_train=8", "data.num_val=4", "data.size=[32,32]", "--wandb", "disabled"]
-        found = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=180)
-        assert found.returncode == 0, found.stderr
-        assert found.stdout
+        found = run(*words)
+        assert found.code == 0, found.err
+        assert found.out
     assert json.loads((tmp_path / "runs/scenes/summary.json").read_text())["epochs"] == 2
 
 
@@ -102,7 +114,30 @@ def test_a_script_is_there_and_its_file_too(line: str) -> None:
         check_settings(name, params, ROOT)
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "\nspace:" in block])
+def test_yaml_blocks_of_a_space_are_a_search(block: str) -> None:
+    search = make_search(parse_yaml(block))
+    drawn = [excess for _, excess in islice(draws(search, 0), 500)]
+    assert {key for excess in drawn for key in excess} == {f"constraints.{index}" for index in range(len(search.constraints))}
+    assert {} in drawn
+
+
+FORMS = re.findall(r"^\| `(.*: \{.*\})` \|", README.partition("### The space")[2].partition("\n## ")[0], re.M)
+
+
+def test_each_form_of_a_knob_is_taken() -> None:
+    assert len(FORMS) >= 6
+    for form in FORMS:
+        knob = parse_yaml(form)
+        if "when" in knob:
+            others = {"method.loss": {"choice": ["prototype", "infonce", "dice"]}, "method.alpha": {"float": [0.01, 1]}}
+            space = {**others, "optimizer.lr": {"float": [1e-4, 1e-2], **knob}}
+        else:
+            space = knob
+        assert next(draws(make_search({"space": space}), 0))[1] == {}, form
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "\nspace:" not in block])
 def test_yaml_blocks_are_settings_of_a_run(block: str) -> None:
     raw = yaml.safe_load(block)
     run = make_run(raw)

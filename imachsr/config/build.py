@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from imachsr.config.plan import Plan
 from imachsr.config.schema import ByDepth, ConfigError, ImportedPart, Run
 from imachsr.core.calibration import Calibration
 from imachsr.core.losses import AnySideLoss, DepthRule
 from imachsr.core.output import logits_of
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.core.wrapper import IMacHSR
-from imachsr.data.samples import Samples
+from imachsr.data.samples import Progress, Samples, untold
 from imachsr.data.transforms import normalize
 from imachsr.importing import call_object, check_arguments, import_object, reason
 
@@ -69,7 +70,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             heterogeneity=method.heterogeneity,
             profile=method.profile,
             schedule=method.schedule,
-            total_steps=run.optimizer.epochs * steps_per_epoch * run.optimizer.accumulate if steps_per_epoch else None,
+            total_steps=Plan(run=run, full=steps_per_epoch).total * run.optimizer.accumulate if steps_per_epoch else None,
             grad_ratio=method.grad_ratio,
             calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size),
             seed=run.seed,
@@ -122,9 +123,9 @@ class _Batches:
             yield normalize(samples.images[index]), samples.labels[index].long()
 
 
-def calibrate(run: Run, model: nn.Module, num_classes: int) -> Calibration:
-    """The run's training data for standards that look at data; loaded when one does."""
-    batches = _Batches(lambda: run.data.load("train"), run.optimizer.batch_size)
+def calibrate(run: Run, model: nn.Module, num_classes: int, *, progress: Progress = untold) -> Calibration:
+    """The run's training data for standards that look at data; loaded when one does, which ``progress`` is told of as by the data's ``load``."""
+    batches = _Batches(lambda: run.data.load("train", progress=progress), run.optimizer.batch_size)
     return Calibration(model, batches, num_classes, IGNORE_INDEX, seed=run.seed)
 
 
@@ -168,7 +169,7 @@ def _check_output(model: nn.Module, example: Tensor, num_classes: int) -> None:
         raise ValueError(f"the model's output must be [{len(example)}, {num_classes}, h, w] for {num_classes} classes, but is {list(scores.shape)}")
 
 
-def schedule(step: int, *, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
+def schedule(step: float, *, steps_per_epoch: int, epochs: int, warmup_epochs: float) -> float:
     """Share of the peak learning rate at a step (0-based): a linear warm-up, then a cosine that reaches 0 one step after the last."""
     warmup = min(warmup_epochs, epochs) * steps_per_epoch
     if step < warmup:
@@ -186,5 +187,6 @@ def build_optimizer(run: Run, net: nn.Module, steps_per_epoch: int) -> tuple[Ada
     groups = [{"params": weights, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
     # Fused: one pass over each tensor takes half the time of torch's default, which makes ten.
     optimizer = AdamW([group for group in groups if group["params"]], lr=o.lr, fused=True)
+    time = Plan(run=run, full=steps_per_epoch).time
     share = partial(schedule, steps_per_epoch=steps_per_epoch, epochs=o.epochs, warmup_epochs=o.warmup_epochs)
-    return optimizer, LambdaLR(optimizer, share)
+    return optimizer, LambdaLR(optimizer, lambda step: share(time(step)))

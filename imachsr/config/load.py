@@ -2,13 +2,13 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from imachsr.config.schema import ConfigError, Method, Run, normalized, validate
+from imachsr.config.schema import ConfigError, Method, Run, near, normalized, validate
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,7 +57,7 @@ def parse_yaml(text: str) -> Any:
         ConfigError: If it is no YAML, or gives a key twice.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"must be YAML, but: {' '.join(str(error).split())}") from None
 
@@ -85,6 +85,58 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
+def lines_of(path: str | Path) -> dict[str, int]:
+    """Line, from 1, of every key and list item of a YAML file, by dotted keys; empty if it cannot be read."""
+    found: dict[str, int] = {}
+
+    def walk(node: Any, above: tuple[str, ...]) -> None:
+        pairs: list[tuple[str, Any, Any]] = []
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(key.value, key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
+        elif isinstance(node, yaml.SequenceNode):
+            pairs = [(str(index), value, value) for index, value in enumerate(node.value)]
+        for name, where, value in pairs:
+            found.setdefault(".".join([*above, name]), where.start_mark.line + 1)
+            walk(value, (*above, name))
+
+    try:
+        walk(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader), ())
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
+        return {}
+    return found
+
+
+_BLAMED = re.compile(r"(?P<key>[\w.\-]+)(?: \([^)]*\))?:(?: (?P<inner>[\w.\-]+):)?")
+
+
+def located(message: str, path: str | Path, lines: Mapping[str, tuple[str | Path, int]], overridden: Collection[str] = ()) -> str:
+    """A message with ``file:line:`` before each of its lines; ``file:`` where the key that is blamed stands in no file.
+
+    Args:
+        message: One line a mistake, each of which begins with its dotted key.
+        path: The file that is blamed for the others.
+        lines: Where each dotted key stands.
+        overridden: Dotted keys that were given besides the file.
+    """
+    return "\n".join(f"{_place(line, path, lines, overridden)}: {line}" for line in message.split("\n"))
+
+
+def _place(line: str, path: str | Path, lines: Mapping[str, tuple[str | Path, int]], overridden: Collection[str]) -> str:
+    found = _BLAMED.match(line)
+    if found is None:
+        return str(path)
+    key, inner = found["key"], found["inner"]
+    if any(f"{key}.".startswith(f"{given}.") for given in overridden):
+        return str(path)
+    parts = key.split(".")
+    above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    for candidate in (*((f"{key}.set.{inner}", f"{key}.{inner}") if inner else ()), *above):
+        if candidate in lines:
+            where, number = lines[candidate]
+            return f"{where}:{number}"
+    return str(path)
+
+
 def dump_yaml(value: Any) -> str:
     """YAML text that :func:`parse_yaml` reads back."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
@@ -94,8 +146,14 @@ def dump_yaml(value: Any) -> str:
 def merge(base: Any, new: Any) -> Any:
     """``new`` over ``base``, key by key.
 
-    A mapping with ``kind`` is replaced as a whole when the new kind is another: a temperature of one loss must not survive in the next.
+    A mapping with ``kind`` is replaced as a whole when the new kind is another: a temperature of one loss must not survive in the next. A mapping of
+    places, ``{"0": ..., "1": ...}``, goes into a list, or makes one of what was none.
+
+    Raises:
+        ConfigError: If a place lies behind the list's next one.
     """
+    if isinstance(new, Mapping) and new and all(isinstance(key, str) and key.isdigit() for key in new):
+        return _placed(base if isinstance(base, (list, tuple)) else (), new)
     if isinstance(new, Mapping):
         base = normalized(base)
     if isinstance(base, Mapping) and "kind" in base:
@@ -112,9 +170,19 @@ def merge(base: Any, new: Any) -> Any:
     return new
 
 
+def _placed(base: Sequence[Any], new: Mapping[str, Any]) -> list[Any]:
+    found = list(base)
+    for key, value in sorted(new.items(), key=lambda item: int(item[0])):
+        place = int(key)
+        if place > len(found):
+            raise ConfigError(f"a list must be given in order, but got place {place} of one with {len(found)} (the first is 0)")
+        found[place : place + 1] = [merge(found[place] if place < len(found) else None, value)]
+    return found
+
+
 def nested(dotted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One nested mapping for each dotted key; kinds and imports come first, since they decide what the others mean."""
-    ordered = sorted(dotted.items(), key=lambda item: (not item[0].endswith((".kind", ".import")), item[0].count(".")))
+    """One nested mapping for each dotted key; kinds and imports come first, since they decide what the others mean, and places of lists in order."""
+    ordered = sorted(dotted.items(), key=lambda item: (_places(item[0]), not item[0].endswith((".kind", ".import")), item[0].count(".")))
     found = []
     for key, value in ordered:
         tree: Any = value
@@ -122,6 +190,10 @@ def nested(dotted: Mapping[str, Any]) -> list[dict[str, Any]]:
             tree = {part: tree}
         found.append(tree)
     return found
+
+
+def _places(key: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in key.split(".") if part.isdigit())
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +244,8 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     try:
         run = make_run(raw, dotted)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).replace(chr(10), f'{chr(10)}{path}: ')}") from None
+        places = {key: (path, line) for key, line in lines_of(path).items()}
+        raise ConfigError(located(str(error), path, places, dotted)) from None
     for line in _without_effect(run):
         warnings.warn(line, stacklevel=2)
     return run
@@ -196,3 +269,20 @@ def _without_effect(run: Run) -> list[str]:
 def run_to_dict(run: Run) -> dict[str, Any]:
     """Plain values, every default written out; :func:`make_run` reads them back."""
     return run.model_dump(mode="json")
+
+
+def one_of(name: str, value: str, choices: Any) -> Any:
+    """The value, as one of a Literal type.
+
+    Args:
+        name: What the user set by it, as they write it.
+        value: What they gave.
+        choices: The Literal type.
+
+    Raises:
+        ConfigError: If it is none of them; names the nearest.
+    """
+    known = list(get_args(choices))
+    if value not in known:
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, but got {value!r}; {near(value, known)}")
+    return value

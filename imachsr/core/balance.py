@@ -64,7 +64,7 @@ class GradientBalance(nn.Module):
         source = features if features._base is None else features._base
         if "Compiled" in type(source.grad_fn).__name__:  # gradients inside of a compiled graph pass unseen
             raise RuntimeError(_COMPILED)
-        features.register_hook(lambda gradient: self._see(index, gradient))  # type: ignore[no-untyped-call]
+        features.register_hook(lambda gradient: self._see(index, gradient))
         gated: Tensor = _Gate.apply(features, self, index)
         return gated
 

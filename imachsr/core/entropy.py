@@ -104,6 +104,11 @@ class _Regularizer:
         features = in_full(features)
         return (features - features.mean(1, keepdim=True)) / (features.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
 
+    def lack(self, features: Tensor, labels: SideLabels) -> Tensor:
+        """``1 - H / log C`` with H the entropy along axis 1 of ``[B, C, h, w]``, mean over valid positions, in [0, 1]."""
+        negative = negative_entropy(self.prepared(features), self.temperature)
+        return labels.mean(1 + negative / math.log(features.shape[1]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelEntropy(_Regularizer):
@@ -140,8 +145,7 @@ class ChannelNormEntropy(_Regularizer):
 
     def __call__(self, features: Tensor, labels: SideLabels) -> Tensor:
         """Scalar from features ``[B, C, h, w]``."""
-        negative = negative_entropy(self.prepared(features), self.temperature)
-        return labels.mean(1 + negative / math.log(features.shape[1]))
+        return self.lack(features, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +211,7 @@ class AdapterEntropy(_Regularizer):
 
     def __call__(self, features: Tensor, labels: SideLabels) -> Tensor:
         """Scalar from class scores ``[B, K, h, w]``."""
-        negative = negative_entropy(self.prepared(features), self.temperature)
-        return labels.mean(1 + negative / math.log(features.shape[1]))
+        return self.lack(features, labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ class TapLabels:
         self._ranks = ranks or Ranks()
         if is_checked:
             self._check(ignore_index)
-        self._cache: dict[tuple[int, int], SideLabels] = {}
+        self._cache: dict[tuple[int, ...], SideLabels] = {}
         self._counts_at: dict[tuple[int, ...], Tensor] = {}
 
     def _check(self, ignore_index: int) -> None:
@@ -102,8 +102,8 @@ class TapLabels:
     def at(self, size: tuple[int, ...]) -> SideLabels:
         """Labels at (h, w); at (d, h, w) with the slices below each other: (d h, w); at (1, 1), whatever is asked, for one label an image."""
         if size not in self._cache:
-            self._cache[size] = self._resized(size)  # type: ignore[index]
-        return self._cache[size]  # type: ignore[index]
+            self._cache[size] = self._resized(size)
+        return self._cache[size]
 
     def _resized(self, size: tuple[int, ...]) -> SideLabels:
         counts, pixels = self._counts(size if self.is_dense else (1, 1))
@@ -136,7 +136,7 @@ class TapLabels:
             if all(have % wanted == 0 for have, wanted in zip(finer, size, strict=True)):
                 for axis, (have, wanted) in enumerate(zip(finer, size, strict=True), start=2):
                     # Strided slices: torch sums a short axis that lies inside ten times slower.
-                    parts = counts.unflatten(axis, (wanted, have // wanted)).unbind(axis + 1)  # type: ignore[no-untyped-call]
+                    parts = counts.unflatten(axis, (wanted, have // wanted)).unbind(axis + 1)
                     counts = functools.reduce(torch.add, parts)
                 return counts
         return None

@@ -48,7 +48,7 @@ class Event:
     step: Step
 
 
-class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Operators(TorchDispatchMode):
     """Records operators while a model runs.
 
     Args:
@@ -58,7 +58,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, images: Tensor, tell: Callable[[Event], object], now: Callable[[], int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # mypy takes no exclusion through super()
         self.flops = 0
         self._tell, self._now = tell, now
         # A position in one corner sees the opposite one from there on: nothing more is to be seen.
@@ -68,7 +68,8 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def step_of(self, tensor: Tensor) -> Step | None:
         """What gave a tensor; None for one that does not come from the images."""
-        return self._known[tensor] if tensor in self._known else None  # noqa: SIM401 (the dictionary's `get` is untyped)
+        step: Step | None = self._known.get(tensor)
+        return step
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

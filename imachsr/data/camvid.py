@@ -1,13 +1,12 @@
 """CamVid with 11 classes, as users have it on disk."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.images import Pair, load_pairs, pair_folders
-from imachsr.data.samples import OnError, Samples, Split, check_on_error, check_size, check_split
+from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 VOID = 11
@@ -45,7 +44,7 @@ class CamVid:
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
 
-    def load(self, split: Split, *, progress: Callable[[int, int], object] = lambda done, total: None) -> Samples:
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
         """Decode (once) and map a split.
 
         Args:

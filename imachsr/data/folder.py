@@ -1,13 +1,12 @@
 """Any folder of images with masks."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.images import Pair, load_pairs, pair_folders
-from imachsr.data.samples import OnError, Samples, Split, check_on_error, check_size, check_split
+from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Folder:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def load(self, split: Split, *, progress: Callable[[int, int], object] = lambda done, total: None) -> Samples:
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
         """Decode (once) and map a split.
 
         Args:

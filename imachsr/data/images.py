@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.cache import Entry, cache_folder
-from imachsr.data.samples import OnError, Samples
+from imachsr.data.samples import OnError, Progress, Samples, untold
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 Pair = tuple[Path, Path]
@@ -78,7 +78,7 @@ def load_pairs(
     ignore: Mapping[int, int] | None = None,
     cache: str | None = None,
     on_error: OnError = "raise",
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Progress = untold,
 ) -> Samples:
     """Decode pairs at (H, W), or map what an earlier call decoded.
 
@@ -126,7 +126,7 @@ def _decode(
     num_classes: int,
     replace: Mapping[int, int],
     on_error: OnError,
-    progress: Callable[[int, int], object],
+    progress: Progress,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], dict[int, str]]:
     """Images and labels of the good pairs, and why the others are skipped, by index."""
     images = np.empty((len(pairs), 3, *size), np.uint8)

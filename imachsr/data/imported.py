@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.samples import Dataset, Samples, Split, check_split
+from imachsr.data.samples import Dataset, Progress, Samples, Split, check_split, untold
 from imachsr.importing import blaming, call_object
 
 
@@ -52,8 +52,12 @@ class Imported:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self._made.class_names)
 
-    def load(self, split: Split) -> Samples:
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
         """The split as the user's object gives it.
+
+        Args:
+            split: Which.
+            progress: Not called: the object tells nothing.
 
         Raises:
             ValueError: If it fails, or gives no :class:`Samples`, none at all, or a label outside the classes.

@@ -1,6 +1,6 @@
 """What every data set gives: decoded images with their labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -9,6 +9,12 @@ from torch import Tensor
 
 Split = Literal["train", "val", "test"]
 OnError = Literal["raise", "skip"]
+Progress = Callable[[int, int], object]
+"""Called with what is done, and the number of all."""
+
+
+def untold(done: int, total: int) -> None:
+    """Progress that nobody is told of."""
 
 
 @dataclass(frozen=True, kw_only=True)

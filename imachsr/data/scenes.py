@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.samples import Samples, Split, check_size, check_split
+from imachsr.data.samples import Progress, Samples, Split, check_size, check_split, untold
 
 CLASSES = ("sky", "road", "lane_mark", "building", "vegetation", "car", "pedestrian", "pole", "sign")
 _ID = {name: index for index, name in enumerate(CLASSES)}
@@ -55,12 +55,20 @@ class Scenes:
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
 
-    def load(self, split: Split) -> Samples:
-        """Draw a split."""
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
+        """Draw a split.
+
+        Args:
+            split: Which.
+            progress: Called with the scenes that are drawn, and the number of all.
+        """
         check_split(split)
         count = {"train": self.num_train, "val": self.num_val, "test": self.num_test}[split]
         number = ("train", "val", "test").index(split)
-        drawn = [draw_scene(self.size, np.random.default_rng([self.seed, number, index])) for index in range(count)]
+        drawn = []
+        for index in range(count):
+            drawn.append(draw_scene(self.size, np.random.default_rng([self.seed, number, index])))
+            progress(index + 1, count)
         images = [image for image, _ in drawn]
         if self.domain == "shifted":
             images = [shift(image, np.random.default_rng([self.seed, number, index, 1])) for index, image in enumerate(images)]

@@ -137,3 +137,11 @@ def _take(source: NDArray[np.uint8], target: NDArray[np.int64], down: NDArray[np
     inside, across = (np.flatnonzero((at >= 0) & (at < count)) for at, count in ((rows, height), (columns, width)))
     if len(inside) and len(across):  # each is a run without gaps, since positions are monotonous
         target[inside[0] : inside[-1] + 1, across[0] : across[-1] + 1] = source[rows[inside]].take(columns[across], 1)
+
+
+def shrunk(images: Tensor, labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Images ``[B, 3, H, W]`` as means over what a smaller pixel covers, and labels ``[B, H, W]`` from its middle, at a smaller size ``(h, w)``."""
+    if size == (labels.shape[-2], labels.shape[-1]):
+        return images, labels
+    small = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    return small, F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from imachsr.files import write_text
-from imachsr.report.table import Row, arms, has_seeds, load_summary, rows
+from imachsr.report.table import Row, arms, further, has_seeds, load_summary, rows
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;width:100%;font-size:13px}td,th{padding:.35em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
@@ -58,14 +58,16 @@ def _table(summary: dict[str, Any], table: list[Row]) -> str:
     metric = html.escape(summary["metric"])
     seeded = has_seeds(summary)
     head = "<tr><th class=n>trial<th>arm" + ("<th class=n>seed" if seeded else "")
-    head += f"<th class=n>{metric}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
+    more = "".join(f"<th class=n>{html.escape(name)}" for name in further(summary))
+    head += f"<th class=n>{metric}{more}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
     lines = []
     for row in table:
         value = "" if row.value is None else f"{row.value:.2f}"
         difference = "" if row.difference is None else f"{row.difference:+.2f}"
         kind = "base" if row.number == summary["baseline"] else row.state
         name = f"<td class=n>{row.number}<td>{html.escape(row.arm)}" + (f"<td class=n>{row.seed}" if seeded else "")
-        cells = f"{name}<td class=n>{value}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state}"
+        others = "".join("<td class=n>" + ("" if each is None else f"{each:.4g}") for each in row.others)
+        cells = f"{name}<td class=n>{value}{others}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state_words}"
         taps = "<br>".join(f"<code>{html.escape(tap)}</code>" for tap in row.taps)
         lines.append(f"<tr class='{kind}'>{cells}<td>{html.escape(row.error or row.settings)}<td>{taps}</tr>")
     return f"<table>{head}{''.join(lines)}</table>"

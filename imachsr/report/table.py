@@ -26,8 +26,10 @@ class Row:
         epochs: As in "4/12".
         state: finished, stopped, failed or running.
         taps: Supervised layers.
-        error: Why it failed, or "".
+        error: Why it failed or was not begun, or "".
         seed: Of the run.
+        others: Values of the further objectives at the last epoch.
+        is_front: Whether none other is better in one objective and as good in all; of several objectives.
     """
 
     number: int
@@ -40,6 +42,13 @@ class Row:
     taps: tuple[str, ...]
     error: str
     seed: int
+    others: tuple[float | None, ...]
+    is_front: bool
+
+    @property
+    def state_words(self) -> str:
+        """The state, and whether it is on the front."""
+        return f"{self.state}, front" if self.is_front else self.state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +141,11 @@ def short(params: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def further(summary: Mapping[str, Any]) -> list[str]:
+    """Names of the objectives beside the metric."""
+    return [each["name"] for each in summary.get("objectives", ())][1:]
+
+
 def rows(summary: Mapping[str, Any]) -> list[Row]:
     """The baseline, the other finished trials from the best down, then stopped, running and failed ones."""
     sign = -1 if summary["mode"] == "max" else 1
@@ -150,8 +164,10 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             epochs=f"{trial['epochs']}/{summary['max_epochs']}",
             state=STATES[trial["state"]],
             taps=tuple(trial["taps"]),
-            error=trial["error"] or "",
+            error=trial["error"] or ("" if trial.get("feasible", True) else trial["why"]),
             seed=trial.get("seed", 0),
+            others=tuple(trial.get("values", {}).get(name) for name in further(summary)),
+            is_front=trial["number"] in summary.get("front", ()),
         )
         for trial in trials
     ]

@@ -110,11 +110,15 @@ def _dataclass(of: Any, key: str, members: tuple[Any, ...]) -> Iterator[Setting]
         yield Setting(of=of, key=f"{key}.{name}", only_with=only, values=values, default=default, meaning=meaning)
 
 
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
 def _flat(annotation: Any) -> list[Any]:
     """The parts of a union, without the annotations around them."""
     if get_origin(annotation) is Annotated:
         return _flat(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
+    if _is_union(annotation):
         return [part for each in get_args(annotation) for part in _flat(each)]
     return [annotation]
 
@@ -134,9 +138,18 @@ def _kind(member: Any) -> str | None:
 def _values(annotation: Any, metadata: Any) -> str:
     """A type and its bounds in words."""
     parts = [_type(part) for part in _flat(annotation) if part is not type(None)]
-    bounds = [f"{sign} {getattr(item, name):.10g}" for item in metadata for name, sign in _BOUNDS.items() if getattr(item, name, None) is not None]
+    items = [*metadata, *_metadata(annotation)]
+    bounds = [f"{sign} {getattr(item, name):.10g}" for item in items for name, sign in _BOUNDS.items() if getattr(item, name, None) is not None]
     words = " ".join([" or ".join(dict.fromkeys(parts)), *([", ".join(bounds)] if bounds else [])])
     return f"{words}, or null" if type(None) in _flat(annotation) else words
+
+
+def _metadata(annotation: Any) -> list[Any]:
+    """What is annotated of the single type of a union with None; of several types it would not be known whose bounds they are."""
+    parts = [part for part in (get_args(annotation) if _is_union(annotation) else ()) if part is not type(None)]
+    if len(parts) != 1 or get_origin(parts[0]) is not Annotated:
+        return []
+    return [item for field in get_args(parts[0])[1:] for item in getattr(field, "metadata", ())]
 
 
 def _type(part: Any) -> str:
@@ -147,7 +160,8 @@ def _type(part: Any) -> str:
         names = ["..." if each is Ellipsis else _values(each, ()) for each in inner]
         return f"list [{', '.join(names)}]"
     if get_origin(part) is dict or part is dict:
-        return "mapping"
+        inner = (*get_args(part), None, None)[1]
+        return f"mapping to {_type(inner)}" if isinstance(inner, type) and issubclass(inner, BaseModel) else "mapping"
     if isinstance(part, type) and issubclass(part, BaseModel):
         return f"mapping ({', '.join(field.alias or name for name, field in part.model_fields.items())})"
     return _NAMES.get(part, "any value")

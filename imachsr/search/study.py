@@ -1,20 +1,24 @@
-"""The Optuna study in the result folder: what was proposed, and what came out. It is the truth; everything else is derived."""
+"""The Optuna study: what was proposed, and what came out. With trials.jsonl beside it, it is the truth; everything else is derived."""
 
 import json
 import uuid
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from imachsr.search.database import Direction, close_study, explained, open_study
+from imachsr.search.drafts import drafted
+from imachsr.search.samplers import is_control, make_sampler
 from imachsr.search.space import Search
 
-FILE = "study.sqlite3"
+Known = Callable[[Mapping[str, Any]], bool]
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+Origin = Literal["arm", "point", "sampled", "control"]
+_PROPOSAL, _OUTCOME, _LEARNT = "proposal", "outcome", "learnt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,114 +26,218 @@ class Proposal:
     """A configuration to run.
 
     Attributes:
-        number: Of the trial, from 0.
-        arm: Name of the fixed configuration, None for a sampled one.
+        number: Of the trial, from 0, without a gap.
+        arm: Name of the fixed configuration, None for others.
         seed: Of the run.
         values: Dotted settings over the base run.
+        origin: Whether it is fixed, was enqueued by the user, proposed by the sampler, or drawn at random for comparison.
+        key: Fingerprint of the whole configuration without its seed; equal configurations have equal ones.
     """
 
     number: int
     arm: str | None
     seed: int
     values: dict[str, Any]
+    origin: Origin
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A proposal of which nothing is recorded yet.
+
+    Attributes:
+        proposal: What it would be.
+        params: As Optuna stores them; {} for an arm, which may lie outside of the space.
+        notes: What the sampler wants to find on the trial.
+    """
+
+    proposal: Proposal
+    params: dict[str, Any]
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A trial as it stands in the study.
+
+    Attributes:
+        proposal: What was to run.
+        state: Optuna's.
+        curve: Value of the first objective at each epoch; empty with several objectives, which Optuna keeps no curves of.
+        values: Of a COMPLETE trial, one an objective.
+        outcome: What was noted at its end; of a RUNNING one, when its driver died before the last word.
+    """
+
+    proposal: Proposal
+    state: State
+    curve: dict[int, float]
+    values: tuple[float, ...]
+    outcome: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class _Live:
+    """A trial that has not ended: its place in the storage, its number there, and the last epoch that was told of it."""
+
+    place: int
+    number: int
+    last: int = 0
 
 
 class Study:
     """Ask and tell on a persistent study.
 
+    A trial is written with its parameters and its proposal at once: however a driver dies, there is none without.
+
     Args:
-        folder: Result folder; the study is ``study.sqlite3`` in it, readable by any Optuna tool.
+        folder: Result folder.
         search: What is searched.
+        url: See :func:`open_study`.
+        read_only: Look at what is there, and change nothing.
+        is_known: Whether a configuration is equal to one that was proposed before.
+
+    Raises:
+        ConfigError: If the storage cannot be used, or is not the one that the folder's study began in.
     """
 
-    def __init__(self, folder: Path, search: Search) -> None:
-        self.search = search
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = optuna.storages.RDBStorage(f"sqlite:///{folder / FILE}", engine_kwargs={"connect_args": {"timeout": 60}})
-        is_max = search.metric.mode == "max"
-        self._study = optuna.create_study(storage=storage, study_name="search", direction="maximize" if is_max else "minimize", load_if_exists=True)
-        # A fixed seed would repeat the first proposals whenever a search is continued (optuna#3255).
-        self._study.sampler = _sampler(search, offset=len(self._study.trials))
-        self._live: dict[int, Trial] = {}
-        if "uid" not in self._study.user_attrs:
-            self._study.set_user_attr("uid", uuid.uuid4().hex[:8])
+    def __init__(
+        self, folder: Path, search: Search, *, url: str | None = None, read_only: bool = False, is_known: Known = lambda values: False
+    ) -> None:
+        self.search, self._folder, self._url, self._is_read_only = search, folder, url, read_only
+        directions: list[Direction] = ["maximize" if each.mode == "max" else "minimize" for each in search.objectives]
+        self._study = open_study(folder, directions, url=url, read_only=read_only)
+        self._live: dict[int, _Live] = {}
+        self._counts: dict[str, int] = {}
+        self._point = 0
+        with explained(folder, url):
+            if "uid" not in self._study.user_attrs and not read_only:
+                self._study.set_user_attr("uid", uuid.uuid4().hex[:8])
+            self.uid = str(self._study.user_attrs.get("uid", ""))
+            """Eight hexadecimal digits of this result folder's own, by which W&B tells its runs from another search's."""
+            self._size = offset = len(self._study.get_trials(deepcopy=False))
+        if not read_only:
+            self._study.sampler = RandomSampler(seed=0)  # nothing is drawn by the study itself
+            # A fixed seed would repeat the first proposals whenever a search is continued (optuna#3255).
+            self._sampler, self._random = (make_sampler(search, offset, at_random=at_random, is_known=is_known) for at_random in (False, True))
 
-    @property
-    def uid(self) -> str:
-        """Eight hexadecimal digits of this result folder's own, by which W&B tells its runs from another search's."""
-        return str(self._study.user_attrs["uid"])
-
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number."""
-        return self._study.get_trials(deepcopy=False)
-
-    def unfinished(self) -> list[Proposal]:
-        """Trials that a dead driver left running, to be continued under their own numbers."""
+    def records(self) -> list[Record]:
+        """All trials that ran or are to run, by number."""
         found = []
-        for trial in self.trials:
-            if trial.state == TrialState.RUNNING and trial.number not in self._live:
-                live = Trial(self._study, trial._trial_id)
-                if "values" in trial.user_attrs:
-                    self._live[trial.number] = live
-                    found.append(proposal_of(trial))
-                else:  # died between asking and recording
-                    found.append(self._fill(live))
+        with explained(self._folder, self._url):
+            for trial in self._study.get_trials(deepcopy=False):
+                if _PROPOSAL in trial.user_attrs:
+                    found.append(_record(trial))
+                    if trial.state == TrialState.RUNNING and not self._is_read_only:
+                        last = max(trial.intermediate_values, default=0)
+                        self._live[found[-1].proposal.number] = _Live(place=trial._trial_id, number=trial.number, last=last)
+        found.sort(key=lambda record: record.proposal.number)
+        self._counts = {}
+        for record in found:
+            self._count(record.proposal.origin)
         return found
 
-    def propose(self) -> Proposal | None:
-        """The next configuration: the arms first, then what Optuna suggests; None when the budget is spent."""
-        if sum("values" in trial.user_attrs for trial in self.trials) >= self.search.budget.trials:
-            return None
-        return self._fill(self._study.ask())
+    def _count(self, origin: Origin) -> None:
+        self._counts[origin] = self._counts.get(origin, 0) + 1
 
-    def _fill(self, trial: Trial) -> Proposal:
-        """Decide what a trial runs, and record it."""
-        done = sum(other.user_attrs["arm"] is not None for other in self.trials if "values" in other.user_attrs)
-        fixed = self.search.fixed()
-        arm, seed, values = fixed[done] if done < len(fixed) else (None, self.search.seeds[0], self.search.suggest(trial))
-        trial.set_user_attr("arm", arm)
-        trial.set_user_attr("seed", seed)
-        trial.set_user_attr("values", values)
-        self._live[trial.number] = trial
-        return Proposal(number=trial.number, arm=arm, seed=seed, values=values)
+    def draw(self) -> Offer:
+        """The next configuration: the arms first, then the user's points, then what the sampler suggests, or chance.
+
+        Raises:
+            ExhaustedError: If nothing is left.
+            ConfigError: If the constraints leave nothing.
+        """
+        number, seed = sum(self._counts.values()), self.search.seeds[0]
+        fixed, done = self.search.fixed(), self._counts.get("arm", 0)
+        if done < len(fixed):
+            arm, seed, values = fixed[done]
+            return Offer(proposal=Proposal(number=number, arm=arm, seed=seed, values=values, origin="arm"), params={}, notes={})
+        if self._point < len(self.search.points):
+            # Those that an earlier driver took come again: they are equal to what ran.
+            values = dict(self.search.points[self._point])
+            self._point += 1
+            proposal = Proposal(number=number, arm=None, seed=seed, values=values, origin="point")
+            return Offer(proposal=proposal, params=self.search.point_params(values), notes={})
+        origin: Origin = "control" if is_control(self.search, number) else "sampled"
+        with explained(self._folder, self._url):
+            draft = drafted(self._random if origin == "control" else self._sampler, self._study, self.search, number=self._size)
+        proposal = Proposal(number=number, arm=None, seed=seed, values=draft.values, origin=origin)
+        return Offer(proposal=proposal, params=draft.params, notes=draft.notes)
+
+    def accept(self, offer: Offer, key: str) -> Proposal:
+        """Record that an offer is to run."""
+        proposal = replace(offer.proposal, key=key)
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=offer.params,
+            distributions=self.search.distributions(offer.params),
+            user_attrs={_PROPOSAL: {name: getattr(proposal, name) for name in Proposal.__dataclass_fields__}},
+            system_attrs=offer.notes,
+        )
+        with explained(self._folder, self._url):
+            # What Study.add_trial does, but it does not say where.
+            place = self._study._storage.create_new_trial(self._study._study_id, template_trial=trial)
+        self._live[proposal.number] = _Live(place=place, number=self._size)
+        self._size += 1
+        self._count(proposal.origin)
+        return proposal
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Record an epoch's value; one that is there already stays."""
-        trial = self._live[number]
-        if epoch not in self._study.trials[number].intermediate_values:
-            trial.report(value, epoch)
+        """Record an epoch's value of the first objective, once; Optuna takes none with several."""
+        live = self._live[number]
+        if len(self.search.objectives) == 1 and epoch > live.last:
+            with explained(self._folder, self._url):
+                self._study._storage.set_trial_intermediate_value(live.place, epoch, value)
+            live.last = epoch
 
-    def note(self, number: int, key: str, item: Any) -> None:
-        """Keep a plain value beside a running trial."""
-        self._live[number].set_user_attr(key, item)
-
-    def end(self, number: int, state: State, *, value: float | None, note: dict[str, Any]) -> None:
+    def end(
+        self, number: int, state: State, *, values: Sequence[float] = (), outcome: Mapping[str, Any], constraints: Mapping[str, float] | None = None
+    ) -> None:
         """Record the end of a trial.
 
         Args:
             number: The trial's.
-            state: COMPLETE, PRUNED (stopped by the scheduler: its value is that of its last epoch, and the sampler knows that) or FAIL.
-            value: The final epoch's; only for COMPLETE.
-            note: Plain values kept beside it.
+            state: COMPLETE, PRUNED (stopped by the scheduler, its value being that of its last epoch, or infeasible) or FAIL.
+            values: The final epoch's, one an objective; only for COMPLETE.
+            outcome: Plain values kept beside it.
+            constraints: By name how far the trial is beyond a limit, > 0 beyond. Only of PRUNED: the sampler ignores those of failed trials.
         """
-        trial = self._live.pop(number)
-        for key, item in note.items():
-            trial.set_user_attr(key, item)
-        self._study.tell(trial, value if state == "COMPLETE" else None, state=TrialState[state])
+        live = self._live[number]
+        with explained(self._folder, self._url):
+            self._study._storage.set_trial_user_attr(live.place, _OUTCOME, dict(outcome))
+            if constraints:
+                trial = Trial(self._study, live.place)
+                for name in constraints.keys() - trial.constraints.keys():  # some may be there of a driver that died before the last word
+                    trial.set_constraint(name, constraints[name])
+            self._study.tell(live.number, list(values) if state == "COMPLETE" else None, state=TrialState[state])
+        del self._live[number]
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> int:
+        """Add trials of older searches for the sampler to learn from, once; how many.
+
+        Args:
+            trials: Finished ones, with parameters and distributions of this space.
+        """
+        with explained(self._folder, self._url):
+            if not trials or _LEARNT in self._study.user_attrs:
+                return 0
+            self._study.add_trials(trials)
+            self._size += len(trials)
+            self._study.set_user_attr(_LEARNT, len(trials))
+        return len(trials)
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        close_study(self._study)
 
 
-def proposal_of(trial: FrozenTrial) -> Proposal:
-    """What was proposed as this trial."""
-    attrs = trial.user_attrs
-    return Proposal(number=trial.number, arm=attrs["arm"], seed=attrs["seed"], values=json.loads(json.dumps(attrs["values"])))
-
-
-def _sampler(search: Search, offset: int) -> BaseSampler:
-    seed = search.sampler.seed + 1_000_003 * offset
-    if search.sampler.kind == "random":
-        return RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # both options have been experimental since 2021
-        # group: conditional settings are modelled jointly within their branch; without it they would be drawn independently.
-        return TPESampler(multivariate=True, group=True, n_startup_trials=search.sampler.startup_trials + len(search.fixed()), seed=seed)
+def _record(trial: FrozenTrial) -> Record:
+    attrs = json.loads(json.dumps(trial.user_attrs))
+    state: Any = trial.state.name
+    return Record(
+        proposal=Proposal(**attrs[_PROPOSAL]),
+        state=state,
+        curve=dict(sorted(trial.intermediate_values.items())),
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
+        outcome=attrs.get(_OUTCOME, {}),
+    )

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imachsr.config.schema import Compute, ConfigError, Run
+from imachsr.config.plan import Plan
+from imachsr.config.schema import ConfigError, Run
+from imachsr.config.training import Compute
 from imachsr.data.samples import Samples
-from imachsr.data.transforms import augment_batch
+from imachsr.data.transforms import augment_batch, shrunk
 from imachsr.train.device import Machine, decide
 
 Batch = tuple[Tensor, Tensor]
@@ -72,7 +74,7 @@ class Batches:
         world: Number of workers.
 
     Attributes:
-        steps: In an epoch.
+        steps: In an epoch over all samples.
 
     Raises:
         ConfigError: If there are more ranks than samples in a batch.
@@ -81,6 +83,7 @@ class Batches:
     def __init__(self, samples: Samples, run: Run, *, rank: int = 0, world: int = 1) -> None:
         self._size, self._share, self._seed = batch_size(run, len(samples), world), slice(rank, None, world), run.seed
         self.steps = len(samples) // self._size
+        self._epochs = Plan(run=run, full=self.steps)
         self._count = len(samples)
         if self._size < run.optimizer.batch_size and rank == 0:
             told = f"`optimizer.batch_size` must be at most {len(samples)}, the number of training samples, but got {run.optimizer.batch_size}"
@@ -112,10 +115,11 @@ class Batches:
         Raises:
             RuntimeError: If a process ends before its time.
         """
-        if not 0 <= start <= self.steps:
-            raise ValueError(f"`0 <= start <= {self.steps}` must hold, but got {start}")
+        steps = self._epochs.steps(epoch)
+        if not 0 <= start <= steps:
+            raise ValueError(f"`0 <= start <= {steps}` must hold, but got {start}")
         order = torch.randperm(self._count, generator=torch.Generator().manual_seed(self._seed * 1_000_003 + epoch))
-        firsts = range(start * self._size, self.steps * self._size, self._size)
+        firsts = range(start * self._size, steps * self._size, self._size)
         self._plan[:] = [(epoch, order[first : first + self._size][self._share]) for first in firsts]
         with explained():
             try:
@@ -168,10 +172,11 @@ class _Augmented(Dataset[Batch]):
 
     def __init__(self, samples: Samples, run: Run, is_channels_last: bool) -> None:
         self._samples, self._spec, self._seed, self._is_channels_last = samples, run.augment, run.seed, is_channels_last
+        self._plan = Plan(run=run, full=1)
 
     def __getitem__(self, step: _Step) -> Batch:
         epoch, index = step
-        return augment_batch(
+        images, labels = augment_batch(
             self._samples.images[index],
             self._samples.labels[index],
             spec=self._spec,
@@ -180,3 +185,5 @@ class _Augmented(Dataset[Batch]):
             indices=index.tolist(),
             is_channels_last=self._is_channels_last,
         )
+        height, width = images.shape[-2:]
+        return shrunk(images, labels, self._plan.size(epoch, height, width))

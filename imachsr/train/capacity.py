@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from imachsr import storage
 from imachsr.cluster import TOKEN, silence, within
 from imachsr.config.schema import ConfigError
 from imachsr.train.daemons import held_stderr
@@ -37,13 +38,14 @@ def check_address(address: str) -> None:
         )
 
 
-def connect(cpus: int | None = None) -> None:
+def connect(cpus: int | None = None, *, has_dashboard: bool = False) -> None:
     """Join the cluster at RAY_ADDRESS, or start Ray on this machine.
 
     Workers import what the driver can import: its working folder and PYTHONPATH are handed on.
 
     Args:
         cpus: Logical CPUs of a Ray that is started here; None: those that this machine, or its container, has. Ignored on a cluster.
+        has_dashboard: Of a Ray that is started here; it listens on this machine only.
 
     Raises:
         ConfigError: For a Ray Client address, whose driver would not be on the cluster, or when no cluster answers, or not to this token.
@@ -61,10 +63,11 @@ def connect(cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     paths = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-    # Which network the ranks talk over; without it gloo may choose the loopback.
-    variables |= {name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ}
+    # Which network the ranks talk over, without which gloo may choose the loopback; and where storages are, but no keys: Ray shows these to anyone.
+    handed_on = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", *storage.PLACES)
+    variables |= {name: os.environ[name] for name in handed_on if name in os.environ}
     # "local": without it Ray would join whatever cluster was last started on this machine, and refuse the number of CPUs.
-    local: dict[str, Any] = {} if address else {"address": "local", "include_dashboard": False, "num_cpus": cpus}
+    local: dict[str, Any] = {} if address else {"address": "local", "include_dashboard": has_dashboard, "num_cpus": cpus}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True, **local}
     with _entering(address) if address else contextlib.nullcontext():
         ray.init(runtime_env={"env_vars": variables}, **options)

@@ -1,12 +1,14 @@
 """Checkpoints that are whole or absent: ``FOLDER/checkpoints/STEP.pt``, each committed by a manifest ``STEP.json``."""
 
 import errno
+import hashlib
 import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,7 +36,7 @@ class DiskFullError(OSError):
     """A checkpoint does not fit on its disk; those before it are untouched."""
 
 
-def save(folder: Path, state: dict[str, Any], *, step: int, score: float | None = None, keep: int = 2) -> Manifest:
+def save(folder: Path, state: dict[str, Any], *, step: int, score: float | None = None, keep: int = 2, after: int = 0) -> Manifest:
     """Write a checkpoint, commit it, and only then delete those that are no longer kept.
 
     A process killed at any moment leaves what was committed before. For a while the disk holds one checkpoint more than are kept.
@@ -46,6 +48,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, score: float | None 
         step: Steps done, >= 0; names the file. A step that is there already is replaced.
         score: Higher is better; None or NaN: not scored.
         keep: How many of the newest stay, >= 1; besides them the best-scored one stays, of equals the newest.
+        after: Serial number of a save elsewhere that this one follows, >= 0.
 
     Raises:
         ValueError: If an argument is out of range, or the state lacks a key.
@@ -70,7 +73,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, score: float | None 
         manifest = Manifest(
             file=file,
             step=step,
-            serial=max((manifest.serial for manifest in before), default=0) + 1,
+            serial=max([after, *(manifest.serial for manifest in before)]) + 1,
             score=None if score is None or math.isnan(score) else float(score),
             size_bytes=size_bytes,
             sha256=sha256,
@@ -131,6 +134,66 @@ def load_committed(folder: Path, which: Which = "latest") -> tuple[Manifest, dic
         for name, reason in reasons.items():
             warnings.warn(f"{at / name} {reason}; the checkpoint of step {left[0].step} is used instead", stacklevel=3)
         return left[0], state
+
+
+def committed(folder: Path) -> list[Manifest]:
+    """The manifests of the checkpoints whose files have the right size, oldest first."""
+    at = folder / FOLDER
+    return [manifest for manifest in _committed(at)[0] if _has_size(at, manifest)]
+
+
+def best_of(manifests: list[Manifest]) -> Manifest | None:
+    """The one with the highest score, of equals the newest; None where none is scored."""
+    return next(iter(_ordered(manifests, "best")), None)
+
+
+def newest_whole(folder: Path) -> Manifest | None:
+    """The manifest of the newest checkpoint that is whole; its file is read for that."""
+    at = folder / FOLDER
+    return next((manifest for manifest in committed(folder)[::-1] if _sha256(at / manifest.file) == manifest.sha256), None)
+
+
+def adopt(folder: Path, manifest: Manifest, fetch: Callable[[Path], object]) -> Manifest:
+    """Commit a checkpoint that was saved elsewhere, if it is whole; what is there already stays.
+
+    Args:
+        folder: The training's ``--output``.
+        manifest: The checkpoint's; its file may have another name here.
+        fetch: Called with the path to write the checkpoint's file to.
+
+    Raises:
+        DamagedError: If it is not what was saved.
+        OSError: If it cannot be written.
+    """
+    at = folder / FOLDER
+    if not at.is_dir():
+        at.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder)
+    taken = {each.file for each in _committed(at)[0]}
+    here = replace(manifest, file=next(name for name in file_names(manifest.step) if name not in taken))
+    temporary = at / f"{here.file}adopted.tmp"
+    try:
+        fetch(temporary)
+        if (size := temporary.stat().st_size) != manifest.size_bytes:
+            raise DamagedError(f"has {size:,} bytes instead of {manifest.size_bytes:,}")
+        if _sha256(temporary) != manifest.sha256:
+            raise DamagedError("has another content than was written (its SHA-256 differs)")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, at / here.file)
+        write_atomic(at / here.name, lambda out: out.write(here.to_bytes()))
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sweep(at)
+    return here
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def remove(folder: Path) -> None:

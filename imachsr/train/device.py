@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from imachsr.config.schema import Compute, ConfigError
+from imachsr.config.schema import ConfigError
+from imachsr.config.training import Compute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,26 +18,29 @@ from imachsr.data.samples import Samples
 from imachsr.train import checkpoint
 from imachsr.train.batches import Batches, batch_size, explained
 from imachsr.train.device import Placement, usage
-from imachsr.train.parallel import Row, agree, from_first, gathered, mean_over_ranks, rank_and_world, wait_for_all
+from imachsr.train.parallel import Row, agree, from_rank, gathered, mean_over_ranks, rank_and_world, wait_for_all
 from imachsr.train.state import Buffers, Training
 from imachsr.train.step import train_step
 from imachsr.train.stopping import StopRequest, TrainingStopped
+from imachsr.train.upload import Mirror
 
 POLL_S = 2.0
 """Seconds between two looks for a notice."""
 Notice = Literal["", "save", "stop"]
 
 
-def newest(output: Path) -> dict[str, Any] | None:
+def newest(output: Path, mirror: Mirror | None = None) -> dict[str, Any] | None:
     """The newest checkpoint that rank 0 sees, if there is one, on all ranks: on a shared disk it may show later to the others.
+
+    Where the training is kept in a storage, the disks are each rank's own, and rank 0 has what was saved since the start.
 
     Raises:
         ConfigError: If rank 0 sees none where another rank does; it would begin anew.
 
     """
     is_seen = checkpoint.exists(output)
-    state = from_first(lambda: checkpoint.load(output) if is_seen else None)
-    if state is None and True in (seen := gathered(is_seen)):
+    state = from_rank(0, lambda: checkpoint.load(output) if is_seen else None)
+    if mirror is None and state is None and True in (seen := gathered(is_seen)):
         rule = "--output must be a folder that all workers share"
         raise ConfigError(f"{rule}, but worker {seen.index(True)} sees a checkpoint in {output} and worker 0 none")
     return state
@@ -54,6 +57,7 @@ class Epochs:
     stop: StopRequest
     on_step: Callable[[int, int], object]
     notice: Callable[[], Notice] | None
+    mirror: Mirror | None = None
     saved_step: int = -1
     saved_at: float = field(default_factory=time.monotonic)
     asked_at: float = field(default_factory=time.monotonic)
@@ -71,22 +75,22 @@ class Epochs:
         training.net.train()
         rank, world = rank_and_world()
         epoch = len(training.history) + 1
-        steps = training.steps_per_epoch
+        plan = training.plan
         before = progress.seconds
         started = time.perf_counter()
         with explained():
-            for images, labels in self.batches.epoch(epoch, start=training.step - (epoch - 1) * steps):
+            for images, labels in self.batches.epoch(epoch, start=training.step - plan.before(epoch)):
                 _seed(run.seed, training.step, rank)
                 lr = float(training.scheduler.get_last_lr()[0])
                 self._step(images, labels)
                 progress.lr = lr
                 progress.seconds = before + time.perf_counter() - started
-                self.on_step(training.step, steps * run.optimizer.epochs)
+                self.on_step(training.step, plan.total)
                 self._between_steps()
         training.share_buffers()
         if not progress.times:
             raise FloatingPointError(f"a step of epoch {epoch} must be finite, but none was; lower optimizer.lr")
-        count = steps * batch_size(run, len(self.samples), world)
+        count = plan.steps(epoch) * batch_size(run, len(self.samples), world)
         clock = {"time/step_ms": 1e3 * statistics.median(progress.times), "time/epoch_s": progress.seconds, "images_per_s": count / progress.seconds}
         row = mean_over_ranks({**progress.means(), "train/lr": progress.lr, **clock})
         return row | _largest(usage(self.placement.device, rank)) | {"train/nonfinite": float(training.nonfinite)}
@@ -131,7 +135,7 @@ class Epochs:
             # A machine that is about to go says so until it is gone: once is enough.
             is_late, is_stopped = agree(is_late or self.noticed == "save" != before, is_stopped or self.noticed == "stop")
         every, step = recovery.checkpoint_steps, self.training.step
-        is_within = step % self.training.steps_per_epoch != 0  # after the last step the epoch is scored first
+        is_within = not self.training.plan.is_end(step)  # after the last step the epoch is scored first
         is_due = every is not None and step % every == 0 and is_within
         if is_stopped or is_late or is_due:
             self.save()
@@ -145,6 +149,8 @@ class Epochs:
         state = self.training.capture()
         if rank_and_world()[0] == 0:
             checkpoint.save(self.output, state, step=self.training.step, score=score, keep=self.training.run.recovery.keep)
+            if self.mirror is not None:
+                self.mirror.wake()
         wait_for_all()  # a rank that is through may end the process, or look for the checkpoint
         self.saved_step, self.saved_at = self.training.step, time.monotonic()
 
@@ -159,7 +165,7 @@ class Epochs:
             why = f"; that is more than recovery.max_nonfinite = {recovery.max_nonfinite} such steps"
             raise FloatingPointError(f"{error}{why}{self._keep_last('a larger one')}") from None
         if recovery.nonfinite == "rollback":
-            if self.output is None or (state := newest(self.output)) is None:
+            if self.output is None or (state := newest(self.output, self.mirror)) is None:
                 why = "; there is no checkpoint yet to roll back to, set recovery.checkpoint_steps"
                 raise FloatingPointError(f"{error}{why}{self._keep_last('recovery.nonfinite=skip')}") from None
             training.restore_weights(state)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only  # no public module of torch has them
 
 from imachsr.config.build import build_model, output_loss
 from imachsr.config.load import make_run, parse_overrides
 from imachsr.config.schema import ConfigError, Run
 from imachsr.core.output import logits_of
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.samples import Samples, Split
+from imachsr.data.samples import Progress, Samples, Split, untold
 from imachsr.data.transforms import normalize
 from imachsr.models import SmpModel
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, Placement, decide
-from imachsr.train.metrics import ConfusionMatrix
+from imachsr.train.metrics import ConfusionMatrix, Reliability
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
 BATCH = 16
@@ -34,7 +34,7 @@ CHANGEABLE = ("data", "compute", "output_loss")
 def score(
     model: nn.Module, samples: Samples, class_names: Sequence[str], *, loss: Callable[..., Any], placement: Placement, prefix: str
 ) -> dict[str, float]:
-    """mIoU, accuracy and IoU per class (percent), and the output loss, of a model over all samples, shared out over the ranks.
+    """mIoU, accuracy, IoU per class and calibration error (percent), and the output loss, of a model over all samples, shared out over the ranks.
 
     The loss is the mean of each image's own, weighted by its valid pixels: for cross-entropy without class weights that over all valid pixels of the
     split. It does not depend on the number of ranks; 0 without a valid pixel.
@@ -49,7 +49,7 @@ def score(
     """
     was_training = model.training
     model.eval()
-    matrix = ConfusionMatrix(len(class_names))
+    matrix, reliability = ConfusionMatrix(len(class_names)), Reliability()
     rank, world = rank_and_world()
     mine = range(rank, len(samples), world)
     total = torch.zeros(2, dtype=torch.float64, device=placement.device)
@@ -68,10 +68,13 @@ def score(
         if logits.shape[-2:] != labels.shape[-2:]:
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         matrix.update(logits.argmax(1), labels)
+        reliability.update(logits, labels)
     model.train(was_training)
     matrix.sum_over_ranks()
+    reliability.sum_over_ranks()
     lost, valid = sum_over_ranks(total).tolist()
-    row = {f"{prefix}/miou": matrix.miou(), f"{prefix}/accuracy": matrix.accuracy(), f"{prefix}/loss": lost / max(valid, 1)}
+    row = {f"{prefix}/miou": matrix.miou(), f"{prefix}/accuracy": matrix.accuracy(), f"{prefix}/ece": reliability.ece()}
+    row[f"{prefix}/loss"] = lost / max(valid, 1)
     for name, iou in zip(class_names, matrix.iou().tolist(), strict=True):
         if iou == iou:
             row[f"{prefix}/iou/{name}"] = iou
@@ -124,7 +127,13 @@ def trained_model(state: dict[str, Any], run: Run, *, use_ema: bool = True) -> n
 
 
 def evaluate(
-    folder: Path, *, split: Split = "val", overrides: Sequence[str] = (), which: checkpoint.Which = "latest", use_ema: bool = True
+    folder: Path,
+    *,
+    split: Split = "val",
+    overrides: Sequence[str] = (),
+    which: checkpoint.Which = "latest",
+    use_ema: bool = True,
+    progress: Progress = untold,
 ) -> dict[str, float]:
     """Score a checkpoint of a training.
 
@@ -134,6 +143,7 @@ def evaluate(
         overrides: ``key=value``, such as ``data.domain=shifted``; of data, compute and output_loss only.
         which: The latest checkpoint, or the best-scored one.
         use_ema: As in :func:`trained_model`.
+        progress: Called with the samples that are decoded, and the number of all.
 
     Raises:
         ConfigError: If there is no checkpoint, the data do not fit it, or an override would change nothing or another model.
@@ -148,5 +158,5 @@ def evaluate(
         raise ConfigError(f"the data must have the {state['num_classes']} classes that the model was trained for, but have {run.data.num_classes}")
     placement = decide(run.compute, Machine.here())
     model = trained_model(state, run, use_ema=use_ema)
-    samples = run.data.load(split)
+    samples = run.data.load(split, progress=progress)
     return score(placement.put_net(model), samples, run.data.class_names, loss=output_loss(run), placement=placement, prefix=split)

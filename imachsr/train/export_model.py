@@ -6,15 +6,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from imachsr.config.load import make_run
-from imachsr.config.schema import ConfigError, Run, near
+from imachsr.config.load import make_run, one_of
+from imachsr.config.schema import ConfigError, Run
 from imachsr.core.tracing import named_tensors
 from imachsr.data.samples import check_size
 from imachsr.data.transforms import MEAN, STD
@@ -67,7 +67,7 @@ def export_model(
     folder: Path,
     out: Path,
     *,
-    format: Format = "state-dict",  # noqa: A002 - the option's name
+    format: Format = "state-dict",
     which: Which = "latest",
     size: tuple[int, int] | None = None,
     is_dynamic_batch: bool = False,
@@ -110,9 +110,8 @@ def export_model(
     )
 
 
-def _check_target(out: Path, format: str) -> None:  # noqa: A002
-    if format not in get_args(Format):
-        raise ConfigError(f"--format must be one of {', '.join(get_args(Format))}, but got {format!r}; {near(format, list(get_args(Format)))}")
+def _check_target(out: Path, format: str) -> None:
+    one_of("--format", format, Format)
     if out.suffix not in SUFFIXES[format]:
         other = next((f"; or is --format {name} meant?" for name, known in SUFFIXES.items() if out.suffix in known), "")
         raise ConfigError(f"--out must end in {' or '.join(SUFFIXES[format])} for --format {format}, but got {out}{other}")
@@ -141,7 +140,7 @@ def _input_size(run: Run, state: dict[str, Any], given: tuple[int, int] | None, 
     return pixels
 
 
-def _write(out: Path, model: nn.Module, pixels: tuple[int, int] | None, format: str, is_dynamic_batch: bool) -> float | None:  # noqa: A002
+def _write(out: Path, model: nn.Module, pixels: tuple[int, int] | None, format: str, is_dynamic_batch: bool) -> float | None:
     """Write the file, and give the difference that a check of its outputs found."""
     found: list[float | None] = []
     try:

@@ -26,6 +26,8 @@ from imachsr.train.parallel import Row, parallelise, rank_and_world
 from imachsr.train.recompute import recompute_activations
 from imachsr.train.state import Progress, Training, make_ema
 from imachsr.train.stopping import StopRequest
+from imachsr.train.stored import newest_apart
+from imachsr.train.upload import Mirror
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +35,9 @@ class Result:
     """What a training gives.
 
     Attributes:
-        history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``accuracy``, ``iou/CLASS`` (percent) and ``loss``;
-            ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the last two weighted), ``lr`` and ``nonfinite`` (steps
-            so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``; ``time/step_ms`` (median), ``time/epoch_s``;
+        history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``accuracy``, ``ece``, ``iou/CLASS`` (percent)
+            and ``loss``; ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the last two weighted), ``lr`` and ``nonfinite``
+            (steps so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``; ``time/step_ms`` (median), ``time/epoch_s``;
             ``images_per_s``; ``memory/peak_mib`` (the largest of the workers'), of each one's GPU ``gpu/RANK/`` + ``memory_mib``, ``utilization``.
         taps: Addresses of the supervised layers.
     """
@@ -60,6 +62,8 @@ def train(
     reported: int | None = None,
     on_step: Callable[[int, int], object] = lambda step, steps: None,
     notice: Callable[[], Notice] | None = None,
+    on_built: Callable[[Training], object] = lambda training: None,
+    mirror: Mirror | None = None,
 ) -> Result:
     """Train a run; under torch.distributed, as one of its ranks.
 
@@ -76,6 +80,8 @@ def train(
         on_step: Called after each step with the steps done and their number in all.
         notice: Asked every few seconds, on every rank at once, what is wanted from outside: ``save`` a checkpoint, since the machine is about to be
             taken away, ``stop`` with one, or nothing.
+        on_built: Called once with what will be trained, before the first step.
+        mirror: To the storage that ``output`` is kept in, entered by the caller on rank 0; on every rank, whose disks then may be their own.
 
     Raises:
         ConfigError: For what the user got wrong.
@@ -95,8 +101,11 @@ def train(
     samples, held_out = (selection or Selection()).split(samples) if evaluate_on == "select" else (samples, run.data.load("val"))
     training = _build(run, samples, placement, steps=len(samples) // batch_size(run, len(samples), world))
     training.began_at = started
-    if output is not None and resume and (state := newest(output)) is not None:
-        training.restore(state)
+    on_built(training)
+    if output is not None and resume:
+        state = newest(output) if mirror is None else newest_apart(mirror.courier, output, keep=run.recovery.keep)
+        if state is not None:
+            training.restore(state)
     history = training.history
     is_over = len(history) == run.optimizer.epochs
     if output is not None and rank == 0:
@@ -105,8 +114,12 @@ def train(
         _write_history(output, history)
     for row in history[len(history) if reported is None else reported :]:
         report(row)
+    if mirror is not None:
+        mirror.wake()
     with StopRequest() as stop:
-        epochs = Epochs(training=training, samples=samples, placement=placement, output=output, stop=stop, on_step=on_step, notice=notice)
+        epochs = Epochs(
+            training=training, samples=samples, placement=placement, output=output, stop=stop, on_step=on_step, notice=notice, mirror=mirror
+        )
         while len(history) < run.optimizer.epochs:
             row = epochs.train() | score(
                 training.scored, held_out, run.data.class_names, loss=output_loss(run), placement=placement, prefix=evaluate_on
@@ -121,11 +134,15 @@ def train(
             if output is not None and rank == 0:
                 _write_history(output, history)
             report(history[-1])
+            if mirror is not None:
+                mirror.wake()
     result = Result(history=tuple(history), taps=tuple(tap.layer.address for tap in training.net.taps))
     if output is not None and rank == 0 and not (is_over and (output / "summary.json").exists()):
         summary = {"schema": 1, "name": run.name, "epochs": len(history), "metrics": result.metrics, "taps": result.taps}
         summary |= {"parameters": sum(p.numel() for p in training.net.backbone.parameters()), "wall_s": round(training.wall_s, 3)}
         write_text(output / "summary.json", json.dumps(finite(summary), indent=1) + "\n")
+        if mirror is not None:
+            mirror.wake()
     return result
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from imachsr.config.schema import ConfigError
@@ -64,11 +64,23 @@ def read_manifest(path: Path) -> Manifest:
         ConfigError: If it is of another schema.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DamagedError(f"cannot be read: {os.strerror(error.errno or 0)}") from None
+    return parse_manifest(data, path)
+
+
+def parse_manifest(data: bytes | str, path: PurePath) -> Manifest:
+    """The manifest in a file's content.
+
+    Raises:
+        DamagedError: If it is not what was written.
+        ConfigError: If it is of another schema.
+    """
+    try:
+        raw = json.loads(data)
     except (ValueError, RecursionError):
         raise DamagedError("is not JSON") from None
     if not isinstance(raw, dict):

@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix."""
+"""Segmentation metrics from counts that add up over batches and ranks."""
 
 import torch
 from torch import Tensor
@@ -50,3 +50,39 @@ class ConfusionMatrix:
     def accuracy(self) -> float:
         """Share of pixels that are right, percent."""
         return float(100 * self.counts.diagonal().sum().double() / self.counts.sum())
+
+
+class Reliability:
+    """How often a prediction is right beside how sure it was, in bins of confidence; sums that add up over batches and ranks.
+
+    Args:
+        num_bins: Of equal width in [0, 1].
+    """
+
+    def __init__(self, num_bins: int = 15) -> None:
+        self.num_bins = num_bins
+        self.sums = torch.zeros(3, num_bins, dtype=torch.float64)
+        """Pixels, sum of their confidence, and those of them that are right; ``[3, bins]``."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count pixels of logits ``[B, K, H, W]`` against labels ``[B, H, W]``; ignored ones do not count."""
+        # The largest softmax value without the softmax: exp(max - logsumexp).
+        best, predicted = logits.max(1)
+        confidence = (best - logits.logsumexp(1)).exp()
+        is_valid = labels != IGNORE_INDEX
+        confidence, is_right = confidence[is_valid].double(), (predicted == labels)[is_valid].double()
+        bins = (confidence.nan_to_num() * self.num_bins).long().clamp(max=self.num_bins - 1)
+        for row, weights in enumerate((None, confidence, is_right)):
+            self.sums[row] += torch.bincount(bins, weights=weights, minlength=self.num_bins).double().cpu()
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks of a distributed run counted."""
+        self.sums = sum_over_ranks(self.sums)
+
+    def ece(self) -> float:
+        """Expected calibration error (Guo et al., arXiv 1706.04599, eq. 3) over pixels, percent; NaN when nothing was counted.
+
+        The mean over the bins of |share that is right - mean confidence|, weighted by their pixels.
+        """
+        count, confidence, right = self.sums
+        return float(100 * (right - confidence).abs().sum() / count.sum())

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from imachsr.config.schema import Compute, ConfigError
+from imachsr.config.schema import ConfigError
+from imachsr.config.training import Compute
 from imachsr.train.device import Placement
 
 Row = dict[str, float]
@@ -61,35 +62,35 @@ def summed(*counts: int) -> tuple[int, ...]:
     return tuple(sum_over_ranks(torch.tensor(counts)).tolist())
 
 
-def from_first(read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The state that rank 0 reads, or what it raises, on every rank; every rank must call."""
+def from_rank(source: int, read: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The state that one rank reads, or what it raises, on every rank; every rank must call, and name the same one."""
     rank, world = rank_and_world()
     if world == 1:
         return read()
     state: dict[str, Any] | None = None
     error: Exception | None = None
     data = memoryview(b"")
-    if rank == 0:
+    if rank == source:
         try:
             if (state := read()) is not None:
                 torch.save(state, file := io.BytesIO())
                 data = file.getbuffer()
         except Exception as found:
             error = found
-    size, error = _sent((len(data), error))
+    size, error = _sent((len(data), error), source)
     if error is not None:
         raise error
-    pieces = [_sent(bytes(data[start : start + PIECE_BYTES])) for start in range(0, size, PIECE_BYTES)]
-    if rank == 0 or not pieces:
+    pieces = [_sent(bytes(data[start : start + PIECE_BYTES]), source) for start in range(0, size, PIECE_BYTES)]
+    if rank == source or not pieces:
         return state
     received: dict[str, Any] = torch.load(io.BytesIO(b"".join(pieces)), map_location="cpu", weights_only=True)
     return received
 
 
-def _sent(value: Any) -> Any:
-    """Rank 0's value."""
+def _sent(value: Any, source: int) -> Any:
+    """One rank's value."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=source)
     return box[0]
 
 
@@ -135,7 +136,7 @@ def parallelise(net: nn.Module, compute: Compute, placement: Placement) -> nn.Mo
         return _shard(net, placement)
     devices = [torch.cuda.current_device()] if placement.device == "cuda" else None
     # A user's model may hold parameters that its output does not depend on, and a tap may not fire on one rank.
-    return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=True)
+    return DistributedDataParallel(net, device_ids=devices, find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def _shard(net: nn.Module, placement: Placement) -> nn.Module:
@@ -152,7 +153,7 @@ def _shard(net: nn.Module, placement: Placement) -> nn.Module:
 def synchronise_batch_norm(net: nn.Module) -> nn.Module:
     """Turn BatchNorm into SyncBatchNorm; hooks, which torch's conversion forgets, stay."""
     hooks = {name: module._forward_hooks for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for name, module in converted.named_modules():
         if name in hooks:
             module._forward_hooks = hooks[name]

@@ -79,7 +79,7 @@ class Monitor:
         return 0.0 if since is None else max(0.0, time.monotonic() - since)
 
     def hear(self, kind: str, value: Any) -> None:
-        """Note one message of the workers or their controller: controller, start, step, row, leaving, lost or stopped."""
+        """Note one message of the workers or their controller: controller, start, step, row, leaving, said, lost or stopped."""
         if kind == "row":
             if not self._is_new:  # else it is of the old group's epochs, told again
                 self._heard_at = time.monotonic()
@@ -98,6 +98,8 @@ class Monitor:
         elif kind == "leaving":
             self._reason, self._leaves_at = "a node was taken away", time.monotonic() + value
             self.say(f"a node of the cluster will be taken away in {value:.0f} s: saving a checkpoint")
+        elif kind == "said":
+            self.say(value)
         elif kind == "lost":
             self._reason = self._reason or value
             if self._absent_since is None:

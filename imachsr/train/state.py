@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imachsr.config.load import run_to_dict
+from imachsr.config.plan import Plan
 from imachsr.config.schema import ConfigError, Run
 from imachsr.core.wrapper import IMacHSR
 from imachsr.train.parallel import Row, agree, gathered, rank_and_world, share_buffers, whole
@@ -64,7 +65,7 @@ class Training:
         scheduler: Of the optimizer.
         scaler: Of the loss under float16.
         ema: Exponential mean of the backbone.
-        steps_per_epoch: Optimisation steps.
+        steps_per_epoch: Optimisation steps over all samples.
         size: (H, W) of the images.
         began_at: Of the clock ``time.monotonic``, when this process began with the training.
         spent_s: Seconds that the processes before it took, each up to its last checkpoint.
@@ -90,6 +91,11 @@ class Training:
     nonfinite: int = 0
     history: list[Row] = field(default_factory=list)
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def plan(self) -> Plan:
+        """The steps of each epoch."""
+        return Plan(run=self.run, full=self.steps_per_epoch)
 
     @property
     def scored(self) -> nn.Module:
@@ -238,7 +244,7 @@ def make_ema(net: IMacHSR, decay: float | None) -> AveragedModel | None:
     """Exponential mean of the backbone's weights and buffers, or None."""
     if decay is None:
         return None
-    return AveragedModel(net.backbone, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    return AveragedModel(net.backbone, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 class Buffers:

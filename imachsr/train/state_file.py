@@ -6,7 +6,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -52,6 +52,10 @@ class _Hashed:
         return self._sha256.hexdigest()
 
 
+def _save(state: dict[str, Any], file: _Hashed) -> None:
+    torch.save(state, cast(IO[bytes], file))  # which asks a file for no more than write and flush
+
+
 def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
     """Write a state, atomically and in one pass.
 
@@ -68,7 +72,7 @@ def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
         hashed = _Hashed(file.write)
         strange: object
         try:
-            torch.save(state, hashed)  # type: ignore[arg-type]
+            _save(state, hashed)
             file.seek(0)
             strange = ", ".join(get_unsafe_globals_in_checkpoint(file))  # reads the names in it, no tensors
         except RuntimeError:
@@ -89,7 +93,7 @@ def write_state(path: Path, state: dict[str, Any]) -> tuple[int, str]:
 def size_of(state: dict[str, Any]) -> int:
     """Bytes that a state takes in a file."""
     nowhere = _Hashed(lambda data: None)
-    torch.save(state, nowhere)  # type: ignore[arg-type]
+    _save(state, nowhere)
     return nowhere.size_bytes
 
 

@@ -59,7 +59,7 @@ def train_step(
         with synchronised(net, is_last=number == len(parts)):
             losses = _forward(net, some, theirs, placement)
             share = losses.total * (count / sum(counts))
-            (share if scaler is None else scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+            (share if scaler is None else scaler.scale(share)).backward()
         done.append(losses)
     if scaler is not None:
         scaler.unscale_(optimizer)

@@ -287,7 +287,7 @@ def test_dice_is_the_mean_over_present_classes() -> None:
 @pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_mobilenet_v3_large"])
 def test_the_auxiliary_head_of_torchvision_counts_by_its_weight(name: str) -> None:
     images, labels = batch()
-    model = "{kind: torchvision, name: %s, aux_loss: true}" % name  # noqa: UP031
+    model = f"{{kind: torchvision, name: {name}, aux_loss: true}}"
     net = net_with(f"model={model}", "output_loss.aux_weight=0.25", "method.alpha=0", "method.beta=0").eval()
     with torch.no_grad():
         losses, output = net(images, labels), net.backbone(images)

@@ -4,16 +4,16 @@ import re
 import shlex
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-import optuna
 import pytest
 import torch
 
 from imachsr.config.build import build_net
 from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_yaml, run_to_dict
 from imachsr.config.schema import Run
-from imachsr.search.space import Search, load_search
+from imachsr.search.space import Search, draws, load_search
 from imachsr.train.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_commands_in_comments_parse(path: Path) -> None:
 
 
 def small_net(run: Run) -> None:
-    net = build_net(run, num_classes=5, size=(64, 64))
+    net = build_net(run, num_classes=5, size=(64, 64), steps_per_epoch=2)
     assert run.is_output_only == (len(net.taps) == 0)
 
 
@@ -94,11 +94,8 @@ def test_twenty_drawn_configurations_build(search: Search) -> None:
     if not search.space:
         assert search.budget.trials == len(search.fixed()), "nothing to draw, so the arms are all"
         return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     seen = set()
-    for number in range(20):
-        values = search.suggest(study.ask())
+    for number, values in enumerate(islice((values for values, excess in draws(search, 1) if not excess), 20)):
         seen.update(values)
         for key, parameter in search.space.items():
             assert (key in values) == parameter.holds(values), key
@@ -108,9 +105,15 @@ def test_twenty_drawn_configurations_build(search: Search) -> None:
     assert seen == set(search.space), "every key is drawn at least once"
 
 
+def test_points_build(search: Search) -> None:
+    for point in search.points:
+        small_net(search.run_of(point, name="point", seed=0))
+
+
 def test_sampled_trials_differ_from_the_baseline_in_the_method_or_its_rates_only(search: Search) -> None:
-    assert all(key.split(".")[0] in ("method", "optimizer") for key in search.space)
-    assert "optimizer.epochs" not in search.space, "a score of fewer epochs would not be comparable"
+    keys = [target for key, parameter in search.space.items() for settings in parameter.targets(key) for target in settings]
+    assert all(key.split(".")[0] in ("method", "optimizer") for key in keys)
+    assert "optimizer.epochs" not in keys, "a score of fewer epochs would not be comparable"
 
 
 def test_camvid_loads_with_its_shipped_settings(camvid: Path) -> None:

@@ -1,6 +1,7 @@
 """Any folder of images with masks: layouts, kinds of masks, and every way in which they are broken."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,14 +9,15 @@ import torch
 from PIL import Image
 
 from imachsr.data.folder import Folder
+from imachsr.data.samples import Split
 from tests.data.files import mask, write_image, write_mask
 
 NAMES = ("ground", "wall", "roof")
 SIZE = (40, 50)
 
 
-def folder(root: Path, **settings: object) -> Folder:
-    return Folder(root=str(root), class_names=NAMES, size=SIZE, **settings)  # type: ignore[arg-type]
+def folder(root: Path, **settings: Any) -> Folder:
+    return Folder(root=str(root), class_names=NAMES, size=SIZE, **settings)
 
 
 def fill(images: Path, masks: Path, count: int, suffix: str = "", first: int = 0) -> None:
@@ -32,11 +34,12 @@ def flat(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("layout", ["{split}/{part}", "{part}/{split}"])
 def test_splits_may_lie_above_or_below_images_and_masks(tmp_path: Path, layout: str) -> None:
-    for first, (split, count) in enumerate((("train", 3), ("val", 2), ("test", 1))):
+    counts: dict[Split, int] = {"train": 3, "val": 2, "test": 1}
+    for first, (split, count) in enumerate(counts.items()):
         images, masks = (tmp_path / layout.format(split=split, part=part) for part in ("images", "masks"))
         fill(images, masks, count, first=10 * first)
-    for first, (split, count) in enumerate((("train", 3), ("val", 2), ("test", 1))):
-        samples = folder(tmp_path).load(split)  # type: ignore[arg-type]
+    for first, (split, count) in enumerate(counts.items()):
+        samples = folder(tmp_path).load(split)
         assert samples.names == tuple(f"a_{10 * first + index:02d}" for index in range(count))
         for index in range(count):
             assert np.array_equal(samples.labels[index].numpy(), mask(3, 10 * first + index))
@@ -51,7 +54,8 @@ def test_a_flat_folder_keeps_the_last_fifth_for_validation(flat: Path) -> None:
 
 def test_a_flat_folder_of_two_gives_one_to_each_side_and_of_one_is_refused(tmp_path: Path) -> None:
     fill(tmp_path / "two" / "images", tmp_path / "two" / "masks", 2)
-    assert [len(folder(tmp_path / "two").load(split)) for split in ("train", "val")] == [1, 1]  # type: ignore[arg-type]
+    two = folder(tmp_path / "two")
+    assert (len(two.load("train")), len(two.load("val"))) == (1, 1)
     fill(tmp_path / "one" / "images", tmp_path / "one" / "masks", 1)
     with pytest.raises(ValueError, match=r"one/images must hold at least 2 images, to train and to validate on, but holds 1"):
         folder(tmp_path / "one").load("train")
@@ -225,9 +229,9 @@ def test_resizing_makes_no_labels_that_were_not_there(flat: Path) -> None:
         ({"class_names": NAMES, "size": (8, 64)}, r"`size` must be \(height, width\) of at least 32 pixels, but got \(8, 64\)"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Folder(root="x", **settings)  # type: ignore[arg-type]
+        Folder(root="x", **settings)
 
 
 def test_files_without_a_partner_are_skipped_where_that_is_wanted(tmp_path: Path) -> None:

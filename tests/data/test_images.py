@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def load(pairs: list[Pair], cache: Path, **settings: object) -> Samples:
-    return load_pairs(pairs, **{"size": SIZE, "num_classes": 3, "cache": str(cache), **settings})  # type: ignore[arg-type]
+def load(pairs: list[Pair], cache: Path, **settings: Any) -> Samples:
+    return load_pairs(pairs, **{"size": SIZE, "num_classes": 3, "cache": str(cache), **settings})
 
 
 def entries(cache: Path) -> set[str]:

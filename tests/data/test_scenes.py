@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from imachsr.train.evaluate import evaluate
 from imachsr.train.loop import train
 
 VOID = 255
-SMALL = {"size": (48, 64), "num_train": 6, "num_val": 6, "num_test": 6}
+SMALL: dict[str, Any] = {"size": (48, 64), "num_train": 6, "num_val": 6, "num_test": 6}
 
 
 @pytest.fixture(scope="module")
@@ -213,9 +214,9 @@ def test_all_three_kinds_occur_in_a_split() -> None:
         ({"domain": "night"}, "`domain` must be 'day' or 'shifted', but got 'night'"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Scenes(**settings)  # type: ignore[arg-type]
+        Scenes(**settings)
 
 
 def test_an_unknown_split_is_refused() -> None:
@@ -236,3 +237,11 @@ def test_a_minute_of_output_only_training_is_neither_hopeless_nor_enough(seed: i
     assert 35 <= miou <= 75
     assert miou >= majority + 15
     assert shifted <= miou - 5
+
+
+def test_progress_counts_up_to_all_and_changes_nothing() -> None:
+    data = Scenes(**SMALL)
+    seen: list[tuple[int, int]] = []
+    told = data.load("val", progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, len(told)) for done in range(1, len(told) + 1)]
+    assert torch.equal(told.images, data.load("val").images)

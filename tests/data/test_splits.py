@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,11 +98,11 @@ def test_a_guard_does_not_reach_into_another_sequence() -> None:
         ({"guard": -1}, "`blocks >= 1` and `guard >= 0` must hold, but got 4 and -1"),
     ],
 )
-def test_numbers_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+def test_numbers_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        block_split(frames(a=50), **settings)  # type: ignore[arg-type]
+        block_split(frames(a=50), **settings)
     with pytest.raises(ValueError, match=message):
-        Selection(**settings)  # type: ignore[arg-type]
+        Selection(**settings)
 
 
 def test_one_frame_sequences_are_selected_whole_and_evenly() -> None:

@@ -15,7 +15,7 @@ def parse(line: str) -> tuple[str, dict[str, Any]]:
     """Command and its parameters; ends as a mistake would when an option does not exist or a value does not fit."""
     words = shlex.split(line, comments=True)
     words = words[words.index("imachsr") + 1 :]
-    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command = typer.main.get_group(app).commands[words[0]]
     return words[0], command.make_context(words[0], words[1:]).params
 
 

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def said(command: list[str], env: dict[str, str]) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60).stdout
 
 
-def wait(is_so, seconds: float, top: Path) -> None:  # type: ignore[no-untyped-def]
+def wait(is_so: Callable[[], bool], seconds: float, top: Path) -> None:
     stop = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < stop, "\n".join(path.read_text()[-3000:] for path in [*top.glob("*.out"), *top.glob("*.log")])

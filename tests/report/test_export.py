@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_best_trial_is_exported_as_it_ran_but_for_its_threads(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "best.yaml"
-    assert export(folder, out) == 2
+    assert export(folder, out).trial == 2
     ran, exported = load_run(folder / "trials" / "0002" / "run.yaml"), load_run(out)
     assert ran.compute.threads == 2
     assert exported.compute.threads is None
@@ -27,7 +29,7 @@ def test_the_best_trial_is_exported_as_it_ran_but_for_its_threads(folder: Path, 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_any_trial_can_be_exported(number: int, folder: Path, tmp_path: Path) -> None:
-    assert export(folder, tmp_path / "x.yaml", trial=number) == number
+    assert export(folder, tmp_path / "x.yaml", trial=number).trial == number
     assert load_run(tmp_path / "x.yaml").name == f"streets-{number:04d}"
 
 
@@ -36,6 +38,129 @@ def test_the_file_says_where_it_comes_from(folder: Path, tmp_path: Path) -> None
     first, second = (tmp_path / "x.yaml").read_text().splitlines()[:2]
     assert first == "# Trial 2 of search 'streets': select/miou 35.00 after 4 epochs, +5.00 against the output-only baseline."
     assert "a candidate, not a finding" in second
+
+
+def provenance(path: Path) -> Any:
+    """What a file's comments say, read as the YAML that it is."""
+    comments = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    return yaml.safe_load("\n".join(comments[comments.index("provenance:") :]))["provenance"]
+
+
+def test_the_comments_hold_all_that_a_program_needs(folder: Path, tmp_path: Path) -> None:
+    written = export(folder, tmp_path / "x.yaml")
+    found = provenance(tmp_path / "x.yaml")
+    assert found == written.provenance
+    revisions = found.pop("revisions")
+    assert found == {
+        "search": "streets",
+        "trial": 2,
+        "arm": None,
+        "seed": 3,
+        "seeds": [3],
+        "metric": "select/miou",
+        "value": 35.0,
+        "difference": 5.0,
+        "epochs": 4,
+        "confirmed": None,
+        "expected": None,
+        "versions": {"imachsr": "0.1.0", "torch": "2.14.1"},
+    }
+    assert revisions["when"] == "export"
+    assert {"imachsr", "folder"} < set(revisions)
+
+
+CONFIGURATIONS = [
+    {
+        "name": "baseline",
+        "trial": None,
+        "mean": 28.0,
+        "expected": [26.5, 29.5],
+        "verdict": "baseline",
+        "words": "baseline: 28.00 in the mean of 8 runs",
+    },
+    {
+        "name": "trial-0001",
+        "trial": 1,
+        "mean": 31.0,
+        "expected": [29.123456, 32.876544],
+        "difference": 3.0,
+        "interval": [2.0, 4.0],
+        "p": 0.0078125,
+        "p_holm": 0.015625,
+        "verdict": "better",
+        "words": "trial-0001: better than baseline:\n+3.00 points",
+    },
+]
+
+
+def confirmed(folder: Path, **given: Any) -> Path:
+    """A folder whose search was confirmed; the search's own best was not among the best then."""
+    found = {
+        "schema": 1,
+        "confirmed": "val/miou",
+        "epochs": 9,
+        "seeds": [1000, 1001],
+        "configurations": CONFIGURATIONS,
+        "best": "trial-0001",
+        "revisions": {"imachsr": "a" * 40, "folder": None},
+        **given,
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["trials"][1]["state"] = "COMPLETE"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "confirm").mkdir()
+    (folder / "confirm/confirm.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_a_confirmed_search_gives_its_confirmed_best_with_the_interval_of_one_more_run(folder: Path, tmp_path: Path) -> None:
+    written = export(confirmed(folder), tmp_path / "x.yaml")
+    assert written.trial == 1
+    found = provenance(tmp_path / "x.yaml")
+    assert found["confirmed"] == {
+        "metric": "val/miou",
+        "epochs": 9,
+        "seeds": [1000, 1001],
+        "mean": 31.0,
+        "difference": 3.0,
+        "interval": [2.0, 4.0],
+        "p": 0.0078125,
+        "p_holm": 0.015625,
+        "verdict": "better",
+    }
+    assert found["expected"] == {"metric": "val/miou", "low": 29.123456, "high": 32.876544, "what": "95 % prediction interval of one more run"}
+    assert found["revisions"] == {"when": "confirmation", "imachsr": "a" * 40, "folder": None}
+    # What was confirmed is what is trained.
+    assert load_run(tmp_path / "x.yaml").optimizer.epochs == 9
+    text = (tmp_path / "x.yaml").read_text()
+    assert "a candidate" not in text
+    assert "# Training this file is expected to end with val/miou from 29.12 to 32.88: the 95 % prediction interval of one more run" in text
+
+
+def test_an_arm_is_exported_as_the_trial_of_its_first_seed(folder: Path, tmp_path: Path) -> None:
+    assert export(confirmed(folder, best="baseline"), tmp_path / "x.yaml").trial == 0
+    assert provenance(tmp_path / "x.yaml")["expected"]["low"] == 26.5
+
+
+def test_a_trial_that_was_not_confirmed_says_so_and_promises_nothing(folder: Path, tmp_path: Path) -> None:
+    export(confirmed(folder), tmp_path / "x.yaml", trial=2)
+    assert (
+        "a candidate, not a finding. Training this file uses all of train and scores on val. It was not among those that were confirmed.\n"
+        in (tmp_path / "x.yaml").read_text()
+    )
+    found = provenance(tmp_path / "x.yaml")
+    assert (found["confirmed"], found["expected"]) == (None, None)
+    assert load_run(tmp_path / "x.yaml").optimizer.epochs == load_run(folder / "trials/0002/run.yaml").optimizer.epochs
+
+
+@pytest.mark.parametrize(
+    ("text", "wording"), [("{", "confirm.json must be JSON"), ("[]", "must have schema 1"), ('{"schema": 2}', "must have schema 1")]
+)
+def test_a_broken_confirmation_is_not_passed_over(text: str, wording: str, folder: Path, tmp_path: Path) -> None:
+    (confirmed(folder) / "confirm/confirm.json").write_text(text)
+    with pytest.raises(ConfigError, match=wording):
+        export(folder, tmp_path / "x.yaml")
+    assert not (tmp_path / "x.yaml").exists()
 
 
 def test_a_trial_without_a_value_says_so(folder: Path, tmp_path: Path) -> None:

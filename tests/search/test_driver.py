@@ -1,4 +1,6 @@
 import json
+import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,10 +12,11 @@ import pytest
 
 from imachsr.config.load import load_run, run_to_dict
 from imachsr.config.schema import ConfigError
+from imachsr.search.database import FILE
 from imachsr.search.driver import Driver
 from imachsr.search.space import Search, make_search
-from imachsr.search.study import FILE
 from imachsr.tracking.events import TrialStart
+from tests.search.play import play, score, toy_driver, toy_search
 
 EPOCHS = 4
 
@@ -32,10 +35,15 @@ def row(epoch: int, value: float, **more: float) -> dict[str, float]:
     return {"epoch": epoch, "select/miou": value, "select/loss": -value, "tap/layer1/std": 1.0, "tap/layer2/std": 1.0, **more}
 
 
+def proposed(driver: Driver) -> dict[str, Any]:
+    proposal = driver.propose()
+    assert isinstance(proposal, dict)
+    return proposal
+
+
 def run_trial(driver: Driver, values: list[float]) -> int:
     """What Tune does with a trial, at once: report until it is stopped or ends."""
-    proposal = driver.propose()
-    assert proposal is not None
+    proposal = proposed(driver)
     for epoch, value in enumerate(values, 1):
         if driver.on_row(proposal["number"], row(epoch, value)):
             break
@@ -122,17 +130,15 @@ def test_a_difference_is_only_against_a_baseline_with_the_same_seed(tmp_path: Pa
 
 
 def test_the_driver_names_what_a_trial_runs(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, search_of(budget={"trials": 5, "cpus_per_trial": 3}, selection={"blocks": 2}, seeds=[6]))
+    driver = Driver(tmp_path, search_of(budget={"trials": 5, "cpus_per_trial": 3}, seeds=[6]))
     driver.propose()
-    proposal = driver.propose()
-    assert proposal is not None
+    proposal = proposed(driver)
     assert json.loads(json.dumps(proposal)) == proposal  # plain: it travels to a worker
-    assert proposal["run"]["name"] == "search-0001"
-    assert proposal["run"]["seed"] == 6
-    assert proposal["run"]["compute"]["threads"] == 3
-    assert proposal["run"]["method"]["alpha"] == trial(driver, 1)["params"]["method.alpha"]
+    assert proposal["config"]["name"] == "search-0001"
+    assert proposal["config"]["seed"] == 6
+    assert proposal["config"]["compute"]["threads"] == 3
+    assert proposal["config"]["method"]["alpha"] == trial(driver, 1)["params"]["method.alpha"]
     assert proposal["output"] == str(tmp_path.absolute() / "trials" / "0001")
-    assert proposal["selection"]["blocks"] == 2
     assert proposal["reported"] == 0
     driver.close()
 
@@ -217,22 +223,23 @@ def test_a_broken_search_is_continued_without_a_line_or_a_trial_twice(tmp_path: 
     driver.on_row(1, row(1, 50.0))
     driver.on_row(1, row(2, 51.0))
     driver.close()
-    # Killed while a line was written, and between a line and the study.
+    # Killed between a line and the study, and while the next line was written.
     with (tmp_path / "trials.jsonl").open("a") as file:
-        file.write(json.dumps({"trial": 1, "arm": None, **row(3, 52.0)}) + "\n")
+        file.write(json.dumps({**lines(tmp_path)[-1], **row(3, 52.0), "objectives": [52.0]}) + "\n")
         file.write('{"trial": 1, "arm": null, "epo')
     driver = Driver(tmp_path, search, resume=True)
-    assert [(line["trial"], line["epoch"]) for line in lines(tmp_path)] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]
+    assert [(line["trial"], line["epoch"]) for line in lines(tmp_path)] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3)]
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / FILE}")
+    assert study.trials[1].intermediate_values == {1: 50.0, 2: 51.0, 3: 52.0}
     assert driver.remaining == 4
-    proposal = driver.propose()
-    assert proposal is not None
-    assert (proposal["number"], proposal["reported"]) == (1, 2)
-    for epoch, value in ((2, 99.0), (3, 52.0), (4, 53.0)):  # the second was known
+    proposal = proposed(driver)
+    assert (proposal["number"], proposal["reported"]) == (1, 3)
+    for epoch, value in ((3, 99.0), (4, 53.0)):  # the third was known
         assert not driver.on_row(1, row(epoch, value))
     driver.on_end(1)
     assert run_trial(driver, [1, 1, 1, 1]) == 2
     driver.close()
-    expected = [(0, epoch) for epoch in range(1, 5)] + [(1, epoch) for epoch in range(1, 5)] + [(2, epoch) for epoch in range(1, 5)]
+    expected = [(trial, epoch) for trial in range(3) for epoch in range(1, 5)]
     assert [(line["trial"], line["epoch"]) for line in lines(tmp_path)] == expected
     assert [line["select/miou"] for line in lines(tmp_path) if line["trial"] == 1] == [50, 51, 52, 53]
 
@@ -282,10 +289,44 @@ def test_a_score_that_is_not_finite_fails_its_trial_and_no_other(tmp_path: Path,
     json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_a_metric_that_rows_do_not_have_is_told_with_those_that_they_have(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, search_of(metric={"name": "val/miou"}))
-    run_trial(driver, [50])
-    assert trial(driver, 0)["error"] == "metric.name must be a key of the rows, but got 'val/miou'; they have select/loss, select/miou"
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ({"points": 1.0, "tap/a/std": 2.0}, "metric.name must be a key of the rows, but got 'score'; they have points"),
+        ({"score": "much"}, "score must be finite, but got much at epoch 1"),
+        ({"score": None}, "score must be finite, but got None at epoch 1"),
+        ({"score": [1.0]}, r"score must be finite, but got \[1.0\] at epoch 1"),
+        ({"score": True}, "score must be finite, but got True at epoch 1"),
+    ],
+)
+def test_a_row_of_the_user_s_that_does_not_count_fails_its_trial_and_no_other(tmp_path: Path, told: dict[str, Any], error: str) -> None:
+    driver = toy_driver(tmp_path)
+    play(driver, answer=lambda values, epoch: told if len(driver.entries) == 2 else score(values, epoch), most=3)
+    states = [item["state"] for item in driver.trials()]
+    assert states.count("FAIL") == 2  # two ran when there were two
+    failed = [item["error"] for item in driver.trials() if item["state"] == "FAIL"]
+    assert all(re.fullmatch(error, each) for each in failed)
+    assert driver.trials()[2]["state"] != "FAIL"
+    driver.close()
+
+
+def test_rows_of_the_user_s_cannot_write_over_the_driver_s_own_keys(tmp_path: Path) -> None:
+    driver = toy_driver(tmp_path)
+    play(driver, answer=lambda values, epoch: {**score(values, epoch), "trial": 99, "objectives": [7], "arm": "x", "held_s": -1.0}, most=2)
+    driver.close()
+    assert {line["trial"] for line in lines(tmp_path)} == {0, 1}
+    assert all(line["objectives"] == [line["score"]] and line["arm"] is None and line["held_s"] >= 0 for line in lines(tmp_path))
+    assert len(toy_driver(tmp_path, resume=True).entries) == 2
+
+
+def test_more_rows_than_a_whole_trial_has_are_a_mistake_that_is_told(tmp_path: Path) -> None:
+    driver = toy_driver(tmp_path)
+    number = proposed(driver)["number"]
+    for epoch in range(1, EPOCHS + 1):
+        assert not driver.on_row(number, {"epoch": epoch, "score": 1.0})
+    assert driver.on_row(number, {"epoch": EPOCHS + 1, "score": 1.0})
+    driver.on_end(number)
+    assert trial(driver, 0)["error"].startswith("a trial must report 4 rows at most, one an epoch, but reported one more")
     driver.close()
 
 
@@ -300,33 +341,6 @@ def test_a_trial_that_ends_early_without_a_reason_has_failed(tmp_path: Path) -> 
     driver.on_end(1)  # told twice
     assert trial(driver, 1)["error"] == "the first reason"
     driver.close()
-
-
-def test_settings_that_do_not_fit_together_fail_their_trial_and_the_search_goes_on(tmp_path: Path) -> None:
-    search = search_of(
-        space={
-            "method.loss": {"choice": ["prototype", "dice"]},
-            "method.loss.temperature": {"float": [0.1, 1.0], "when": {"method.loss": "prototype"}},
-        },
-        sampler={"kind": "random"},
-        scheduler={"kind": "none"},
-        budget={"trials": 6},
-    )
-    # What is found at load for two settings, may escape it for three; here the condition is taken away afterwards.
-    loose = {key: parameter.model_copy(update={"when": {}}) for key, parameter in search.space.items()}
-    driver = Driver(tmp_path, search.model_copy(update={"space": loose}))
-    while (proposal := driver.propose()) is not None:
-        for epoch in range(1, EPOCHS + 1):
-            driver.on_row(proposal["number"], row(epoch, 1.0))
-        driver.on_end(proposal["number"])
-    summary, _ = driver.close()
-    assert [item["number"] for item in summary["trials"]] == list(range(6))
-    for item in summary["trials"][1:]:
-        is_wrong = item["params"]["method.loss"] == "dice"
-        assert item["state"] == ("FAIL" if is_wrong else "COMPLETE")
-        assert ("'temperature' is no setting of 'dice'" in (item["error"] or "")) == is_wrong
-    assert {item["state"] for item in summary["trials"]} == {"COMPLETE", "FAIL"}
-    assert summary["finished"]
 
 
 class Told:
@@ -358,8 +372,7 @@ def test_a_tracker_is_told_of_every_trial_under_ids_that_stay(tmp_path: Path) ->
     assert driver.close()[1] == ["how to look"]
     again = Told()
     driver = Driver(tmp_path, search_of(name="mine"), tracker=again, resume=True)
-    proposal = driver.propose()
-    assert proposal is not None
+    proposed(driver)
     driver.on_row(1, row(2, 10.0))
     driver.on_end(1)
     driver.close()
@@ -376,8 +389,7 @@ def test_a_tracker_is_told_of_every_trial_under_ids_that_stay(tmp_path: Path) ->
 
 def test_a_trial_whose_loss_is_not_finite_has_failed_although_it_has_a_score(tmp_path: Path) -> None:
     driver = Driver(tmp_path, search_of())
-    proposal = driver.propose()
-    assert proposal is not None
+    proposed(driver)
     assert driver.on_row(0, {**row(1, 3.58), "select/loss": float("nan")})
     driver.on_end(0)
     assert (trial(driver, 0)["state"], trial(driver, 0)["error"]) == ("FAIL", "select/loss must be finite, but got nan at epoch 1")
@@ -404,9 +416,8 @@ def test_a_failed_trial_leaves_its_traceback_and_no_checkpoint_and_a_whole_one_k
 
 def test_the_driver_writes_the_run_itself_since_trials_may_write_elsewhere(tmp_path: Path) -> None:
     driver = Driver(tmp_path, search_of())
-    proposal = driver.propose()
-    assert proposal is not None
-    assert run_to_dict(load_run(tmp_path / "trials/0000/run.yaml")) == proposal["run"]
+    proposal = proposed(driver)
+    assert run_to_dict(load_run(tmp_path / "trials/0000/run.yaml")) == proposal["config"]
     driver.close()
 
 
@@ -414,9 +425,8 @@ def test_the_driver_writes_the_run_itself_since_trials_may_write_elsewhere(tmp_p
 def test_a_trial_takes_a_gpu_only_when_it_reserves_one(tmp_path: Path, gpus: float, asked: str, device: str) -> None:
     run = {"optimizer": {"epochs": EPOCHS}, "compute": {"device": asked}}
     driver = Driver(tmp_path, search_of(run=run, budget={"trials": 5, "gpus_per_trial": gpus}))
-    proposal = driver.propose()
-    assert proposal is not None
-    assert proposal["run"]["compute"]["device"] == device
+    proposal = proposed(driver)
+    assert proposal["config"]["compute"]["device"] == device
     driver.close()
 
 
@@ -437,7 +447,154 @@ def test_a_trial_that_was_to_be_stopped_when_the_driver_died_is_stopped_by_the_n
     driver.close()  # between the decision and the trial's end
     driver = Driver(tmp_path, search_of(), resume=True)
     assert (trial(driver, 1)["state"], trial(driver, 1)["epochs"], driver.remaining) == ("PRUNED", 1, 3)
-    proposal = driver.propose()
-    assert proposal is not None
+    proposal = proposed(driver)
     assert proposal["number"] == 2
+    driver.close()
+
+
+def test_a_trial_that_failed_when_the_driver_died_before_the_last_word_does_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = toy_driver(tmp_path)
+    proposed(driver)
+    driver.on_error(0, "it broke")
+    monkeypatch.setattr(driver.study._study, "tell", lambda *_, **__: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        driver.on_end(0)
+    monkeypatch.undo()
+    driver.close()
+    driver = toy_driver(tmp_path, resume=True)
+    assert (trial(driver, 0)["state"], trial(driver, 0)["error"]) == ("FAIL", "it broke")
+    assert proposed(driver)["number"] == 1
+    driver.close()
+
+
+def test_a_row_after_a_trial_was_told_to_stop_changes_nothing(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, search_of())
+    run_trial(driver, [50, 60, 70, 80])
+    proposed(driver)
+    assert driver.on_row(1, row(1, 40.0))
+    assert driver.on_row(1, row(2, 99.0))
+    driver.on_end(1)
+    assert driver.on_row(1, row(3, 99.0))
+    assert (trial(driver, 1)["state"], trial(driver, 1)["epochs"], trial(driver, 1)["value"]) == ("PRUNED", 1, 40.0)
+    driver.close()
+
+
+def test_a_refused_driver_changes_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'db'}"
+    toy_driver(tmp_path / "out", study_url=url).close()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="is in a database: give --study"):
+        toy_driver(tmp_path / "out", toy_search(budget={"trials": 99}), resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+
+
+def test_a_refused_driver_lets_go_of_the_folder_whatever_refused_it(tmp_path: Path) -> None:
+    toy_driver(tmp_path).close()
+    good = (tmp_path / "trials.jsonl").read_text()
+    (tmp_path / "trials.jsonl").write_text('{"trial": 0, "epoch": 1}\n')
+    (tmp_path / "search.yaml").rename(tmp_path / "kept.yaml")
+    for message in ("search.yaml", "must have the key objectives"):
+        with pytest.raises(ConfigError, match=message):
+            toy_driver(tmp_path, resume=True)
+        (tmp_path / "kept.yaml").replace(tmp_path / "search.yaml") if message == "search.yaml" else None
+    (tmp_path / "trials.jsonl").write_text(good)
+    driver = toy_driver(tmp_path, resume=True)
+    play(driver, most=1)
+    driver.close()
+
+
+def test_one_worker_and_one_seed_give_the_same_sequence_of_trials(tmp_path: Path) -> None:
+    told = []
+    for name in ("one", "two"):
+        driver = toy_driver(tmp_path / name, toy_search(budget={"trials": 14}))
+        play(driver, concurrency=1)
+        told.append([(item["params"], item["state"], item["values"]) for item in driver.close()[0]["trials"]])
+    assert told[0] == told[1]
+    assert {state for _, state, _ in told[0]} == {"COMPLETE", "PRUNED"}
+
+
+def test_a_configuration_that_was_tried_is_not_tried_again_and_a_space_that_is_searched_ends_the_search(tmp_path: Path) -> None:
+    space = {"x": {"choice": [0.1, 0.2, 0.3, 0.4]}, "y": {"choice": ["a", "b", "c"]}}
+    search = toy_search(space=space, sampler={"startup_trials": 2}, budget={"trials": 40})
+    driver = toy_driver(tmp_path, search)
+    play(driver)
+    summary, _ = driver.close()
+    assert len(summary["trials"]) == 12
+    assert len({item["key"] for item in summary["trials"]}) == 12
+    assert summary["finished"]
+    assert summary["ended_early"].endswith("the space is searched")
+    again = toy_driver(tmp_path, search, resume=True)
+    assert play(again) == []
+    assert len(again.close()[0]["trials"]) == 12
+
+
+def test_a_space_without_room_under_the_limits_ends_the_search_and_says_which_limit(tmp_path: Path) -> None:
+    driver = toy_driver(tmp_path, toy_search(budget={"trials": 12}))
+    play(driver, answer=lambda values, epoch: {"infeasible": {"step_ms": 0.5}})
+    summary, _ = driver.close()
+    assert summary["finished"]
+    assert "limits.step_ms must leave room in the space, but 12 of 1" in summary["ended_early"]
+    assert len(summary["trials"]) <= 13
+    assert {item["state"] for item in summary["trials"]} == {"PRUNED"}
+
+
+def test_infeasible_trials_take_nothing_from_the_budget(tmp_path: Path) -> None:
+    search = toy_search(budget={"trials": 8}, scheduler={"kind": "none"})
+    driver = toy_driver(tmp_path, search)
+    play(driver, answer=lambda values, epoch: {"infeasible": {"memory_mib": values["x"]}} if values["x"] > 0.7 else score(values, epoch))
+    summary, _ = driver.close()
+    assert sum(item["state"] == "COMPLETE" for item in summary["trials"]) == 8
+    beyond = [item for item in summary["trials"] if item["params"]["x"] > 0.7]
+    assert beyond
+    assert all((item["state"], item["feasible"], item["epochs"], item["why"]) == ("PRUNED", False, 0, "infeasible") for item in beyond)
+    trials = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / FILE}").trials
+    assert [item.constraints for item in trials if item.params["x"] > 0.7] == [{"memory_mib": item["params"]["x"]} for item in beyond]
+
+
+def test_several_objectives_make_a_front_and_the_first_one_decides_who_is_stopped(tmp_path: Path) -> None:
+    search = toy_search(also=[{"name": "cost", "mode": "min"}], budget={"trials": 14})
+    driver = toy_driver(tmp_path, search)
+    play(driver, answer=lambda values, epoch: {**score(values, epoch), "cost": values["x"]})
+    summary, _ = driver.close()
+    whole = [item for item in summary["trials"] if item["state"] == "COMPLETE"]
+    assert any(item["state"] == "PRUNED" for item in summary["trials"])
+
+    def is_better(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        a, b = ((item["values"]["score"], -item["values"]["cost"]) for item in (one, other))
+        return a != b and a[0] >= b[0] and a[1] >= b[1]
+
+    assert summary["front"] == [item["number"] for item in whole if not any(is_better(other, item) for other in whole)]
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / FILE}")
+    assert sorted(item.user_attrs["proposal"]["number"] for item in study.best_trials) == summary["front"]
+    assert summary["best"] == max(whole, key=lambda item: item["value"])["number"]
+    again = toy_driver(tmp_path, search, resume=True)  # the curves are in the ledger alone
+    assert [item["values"] for item in again.trials()] == [item["values"] for item in summary["trials"]]
+    again.close()
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_values_of_ended_trials_outlive_their_lines(tmp_path: Path, objectives: int) -> None:
+    also = [{"name": "cost", "mode": "min"}] if objectives == 2 else []
+    search = toy_search(also=also, scheduler={"kind": "none"}, budget={"trials": 3})
+    driver = toy_driver(tmp_path, search)
+    play(driver, answer=lambda values, epoch: {**score(values, epoch), "cost": values["x"]})
+    before, _ = driver.close()
+    (tmp_path / "trials.jsonl").write_text("")  # as a power cut may leave it
+    driver = toy_driver(tmp_path, search, resume=True)
+    after, _ = driver.close()
+    assert [item["values"] for item in after["trials"]] == [item["values"] for item in before["trials"]]
+    assert after["best"] == before["best"]
+
+
+def test_lines_of_trials_that_the_study_lost_are_not_another_s(tmp_path: Path) -> None:
+    driver = toy_driver(tmp_path, toy_search(scheduler={"kind": "none"}))
+    play(driver, most=3)
+    driver.close()
+    with sqlite3.connect(tmp_path / FILE) as connection:  # as a power cut may leave it: the last transactions are gone
+        for table in ("trial_params", "trial_user_attributes", "trial_system_attributes", "trial_intermediate_values", "trial_values", "trials"):
+            connection.execute(f"DELETE FROM {table} WHERE trial_id = 3")
+    driver = toy_driver(tmp_path, toy_search(scheduler={"kind": "none"}), resume=True)
+    assert {line["trial"] for line in lines(tmp_path)} == {0, 1}
+    proposal = proposed(driver)
+    assert (proposal["number"], proposal["reported"]) == (2, 0)
     driver.close()

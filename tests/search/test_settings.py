@@ -44,7 +44,10 @@ def test_the_list_knows_kinds_bounds_units_and_what_must_be_given() -> None:
     assert found["compute.device", ()].values == "auto, cpu, cuda"
     assert found["method.entropy", ()].values == ", ".join(member.kind for member in get_args(Regularizer)) + ", or null"
     assert "pixels" in found["data.size", ("scenes", "camvid", "folder")].meaning
-    assert found["budget.gpus_per_trial", ()].meaning == "GPUs, >= 0; fractions share one."
+    assert found["budget.gpus_per_trial", ()].meaning == "GPUs of each worker, >= 0; fractions share one."
+    assert found["budget.hours", ()].values == "number > 0, or null"
+    assert found["limits.memory_mib", ()].values == "auto or number, or null"  # whose bound it would be is not known
+    assert found["space", ()].values == "mapping to mapping (choice, int, float, step, log, num, when, sets)"
 
 
 def test_what_is_listed_can_be_set() -> None:
@@ -64,7 +67,7 @@ def test_what_is_listed_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "count"),
-    [("optimizer", 8), ("run.optimizer", 8), ("optimizer.lr", 1), ("budget", 4), ("method.loss", 13), ("run.budget", None), ("optim", None)],
+    [("optimizer", 9), ("run.optimizer", 9), ("optimizer.lr", 1), ("budget", 12), ("method.loss", 13), ("run.budget", None), ("optim", None)],
 )
 def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
     if count is None:

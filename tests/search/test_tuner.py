@@ -18,10 +18,11 @@ import pytest
 from imachsr.config.load import dump_yaml
 from imachsr.config.schema import ConfigError
 from imachsr.search import tuner
+from imachsr.search.database import FILE
 from imachsr.search.driver import Driver
 from imachsr.search.scheduler import Rungs
 from imachsr.search.space import Metric, Search, check_metric, make_search
-from imachsr.search.study import FILE
+from imachsr.search.task import rehearse
 from imachsr.search.tuner import run_search
 from imachsr.train import capacity
 from imachsr.train.loop import train
@@ -107,7 +108,7 @@ def searched(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         {"name": "raising", "set": {"model.fault": "raise", "model.at": 6}},
         {"name": "diverging", "set": {"model.fault": "nan", "model.at": 6}},
     ]
-    search = make_search(raw_search(arms, budget={"trials": 7, "concurrency": 2}))
+    search = make_search(raw_search(arms, budget={"trials": 6, "concurrency": 2}))
     seen: list[Any] = []
     summary, _ = run_search(search, folder, on_change=seen.append)
     assert marker.exists()
@@ -117,7 +118,7 @@ def searched(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_every_trial_of_a_search_is_in_the_books_with_how_it_ended(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
     folder, _, summary, seen = searched
     assert summary["finished"]
-    assert [item["arm"] for item in summary["trials"]] == ["baseline", "killed", "raising", "diverging", None, None, None]
+    assert [item["arm"] for item in summary["trials"]] == ["baseline", "killed", "raising", "diverging", None, None]
     assert_books_agree(folder, summary)
     assert seen[-1] == summary["trials"]
 
@@ -162,6 +163,53 @@ def test_a_trial_that_raises_or_diverges_fails_with_its_reason_and_the_others_go
     assert {item["state"] for item in summary["trials"] if item["arm"] is None} <= {"COMPLETE", "PRUNED"}
 
 
+def test_trials_run_side_by_side(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
+    _, _, _, seen = searched
+    assert max(sum(item["state"] == "RUNNING" for item in trials) for trials in seen) == 2
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_exits_or_dies_fails_with_its_reason_and_the_others_go_on(own_ray: None, tmp_path: Path) -> None:
+    arms = [{"name": "exiting", "set": {"model.fault": "exit", "model.at": 6}}, {"name": "hanging", "set": {"model.fault": "hang", "model.at": 6}}]
+    arms.append({"name": "dying", "set": {"model.fault": "kill", "model.at": 2, "model.marker": "/nowhere/at/all"}})
+    raw = raw_search(arms, budget={"trials": 5, "concurrency": 2}, limits={"memory_mib": None})
+    raw["run"]["recovery"] = {"hang_minutes": 0.1}
+    summary, _ = run_search(make_search(raw), tmp_path / "result", max_failures=0)
+    baseline, exiting, hanging, dying, sampled = summary["trials"]
+    assert {baseline["state"], sampled["state"]} <= {"COMPLETE", "PRUNED"}
+    assert (exiting["state"], exiting["error"], exiting["epochs"]) == ("FAIL", "SystemExit: 3", 1)
+    assert (hanging["state"], hanging["epochs"]) == ("FAIL", 1)
+    assert hanging["error"].startswith("a step took more than recovery.hang_minutes (stacks in ")
+    assert "toys.py" in Path(hanging["error"].partition("stacks in ")[2].rstrip(")")).read_text()
+    assert dying["state"] == "FAIL"
+    assert_books_agree(tmp_path / "result", summary)
+
+
+@pytest.mark.slow
+def test_a_trial_that_does_not_fit_is_infeasible_in_seconds_and_its_region_is_told(own_ray: None, tmp_path: Path) -> None:
+    raw = raw_search([], budget={"trials": 4, "concurrency": 1}, limits={"memory_mib": 1500.0}, scheduler={"kind": "none"})
+    raw["run"] |= {
+        "data": {"import": "tests.train.toys:Bands", "count": 320, "size": 256, "has_val": False},
+        "model": {"import": "tests.train.toys:Tiny"},
+    }
+    raw["run"]["optimizer"] |= {"epochs": 1, "batch_size": 4}
+    raw |= {
+        "space": {"method.alpha": {"float": [0.1, 1.0]}, "optimizer.batch_size": {"choice": [4, 256]}},
+        "sampler": {"startup_trials": 2, "seed": 1},
+    }
+    raw |= {"points": [{"method.alpha": 0.5, "optimizer.batch_size": 256}]}
+    summary, _ = run_search(make_search(raw), tmp_path / "result")
+    beyond = [item for item in summary["trials"] if item["params"].get("optimizer.batch_size") == 256]
+    assert beyond
+    for item in beyond:
+        assert (item["state"], item["feasible"], item["epochs"]) == ("PRUNED", False, 0)
+        assert item["why"].startswith("infeasible: limits.memory_mib=1500, but a trial would take ")
+        assert item["wall_s"] < 30
+    assert [item["state"] for item in summary["trials"] if item not in beyond] == ["COMPLETE"] * 4
+    told = [trial.constraints for trial in opened(tmp_path / "result").trials if trial.params.get("optimizer.batch_size") is not None]
+    assert sum(bool(each) for each in told) == len(beyond)
+
+
 @pytest.mark.slow
 def test_a_finished_search_is_extended_by_more_trials_and_nothing_runs_again(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
     folder, search, before, _ = searched
@@ -169,13 +217,13 @@ def test_a_finished_search_is_extended_by_more_trials_and_nothing_runs_again(sea
     same, _ = run_search(search, folder, resume=True)
     assert states(same) == states(before)
     assert (folder / "trials.jsonl").read_text() == old
-    more = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": 9})})
+    more = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": 8})})
     after, _ = run_search(more, folder, resume=True)
-    assert after["trials"][:7] == json.loads(json.dumps(before["trials"]))
-    assert [item["number"] for item in after["trials"]] == list(range(9))
-    assert all(item["arm"] is None for item in after["trials"][7:])
+    assert after["trials"][:6] == json.loads(json.dumps(before["trials"]))
+    assert [item["number"] for item in after["trials"]] == list(range(8))
+    assert all(item["arm"] is None for item in after["trials"][6:])
     assert (folder / "trials.jsonl").read_text().startswith(old)
-    assert {line["trial"] for line in lines(folder)[len(old.splitlines()) :]} == {7, 8}
+    assert {line["trial"] for line in lines(folder)[len(old.splitlines()) :]} == {6, 7}
     assert_books_agree(folder, after)
 
 
@@ -221,22 +269,49 @@ def test_a_trial_must_fit_on_one_node_not_on_all_together(own_ray: None, tmp_pat
         run_search(make_search(raw_search([], budget={"trials": 3, "cpus_per_trial": 2, "gpus_per_trial": 1})), tmp_path / "result")
 
 
+def reserved(search: Search) -> tuple[int, list[str]]:
+    said: list[str] = []
+    return tuner._reserve(search, said.append, is_training=True), said
+
+
 def test_nodes_that_still_start_are_waited_for_where_they_start_by_themselves(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     late = lambda: nodes_of({"CPU": 0.0}, *([{"CPU": 8.0}] if time.monotonic() > started + 1.5 else []))()  # noqa: E731
     monkeypatch.setattr("ray.nodes", late)
     monkeypatch.setenv("RAY_CLUSTER_NAME", "of-kuberay")
     search = make_search(raw_search([], budget={"trials": 3}))
-    with pytest.warns(UserWarning, match=r"room for 0 of 1 trial \(1 CPU\) yet: asking its autoscaler for nodes, and waiting up to 300 s"):
-        tuner._reserve(search)
+    concurrency, said = reserved(search)
+    assert concurrency == 3
+    assert "room for 0 of 1 trial (1 CPU) yet: asking its autoscaler for nodes, and waiting up to 300 s" in said[0]
     assert 1.5 < time.monotonic() - started < 30
     monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 0.0}))
     monkeypatch.setattr(capacity, "BOOT_S", 1)
-    with pytest.warns(UserWarning, match="waiting up to 1 s"), pytest.raises(ConfigError, match="must be at most the 0 CPUs"):
-        tuner._reserve(search)
-    monkeypatch.delenv("RAY_CLUSTER_NAME")
-    with pytest.raises(ConfigError, match="must be at most the 0 CPUs"):  # at once, without a warning
-        tuner._reserve(search)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="must be at most the 0 CPUs"):
+            reserved(search)
+        monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)  # then at once
+
+
+@pytest.mark.parametrize(
+    ("budget", "concurrency", "words"),
+    [
+        ({"trials": 30}, 12, "12 trials at a time: the cluster holds 12, each with 1 CPU"),
+        ({"trials": 30, "concurrency": 5}, 5, "5 trials at a time: the cluster holds 12, each with 1 CPU"),
+        ({"trials": 3}, 3, "3 trials at a time: the cluster holds 12, each with 1 CPU"),
+        (
+            {"trials": 30, "cpus_per_trial": 3, "concurrency": 9},
+            3,
+            "3 trials at a time: the cluster holds 3, each with 3 CPUs; budget.concurrency=9 would not fit",
+        ),
+        ({"trials": 30, "cpus_per_trial": 2, "workers_per_trial": 2}, 3, "3 trials at a time: the cluster holds 3, each with 2 workers of 2 CPUs"),
+    ],
+)
+def test_as_many_trials_run_at_a_time_as_the_nodes_hold_each_by_itself(
+    own_ray: None, monkeypatch: pytest.MonkeyPatch, budget: dict[str, Any], concurrency: int, words: str
+) -> None:
+    monkeypatch.setattr("ray.nodes", nodes_of({"CPU": 8.0}, {"CPU": 4.0}))
+    monkeypatch.setattr(tuner, "connect", lambda **_: None)
+    assert reserved(make_search(raw_search([], budget=budget))) == (concurrency, [words])
 
 
 def test_gpus_that_no_trial_reserves_are_told(own_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,16 +319,15 @@ def test_gpus_that_no_trial_reserves_are_told(own_ray: None, monkeypatch: pytest
     raw = raw_search([], budget={"trials": 3})
     raw["run"] = {**raw["run"], "compute": {"device": "auto"}}
     with pytest.warns(UserWarning, match="budget.gpus_per_trial is 0; the cluster has GPUs: budget.gpus_per_trial=1 uses them"):
-        tuner._reserve(make_search(raw))
+        reserved(make_search(raw))
 
 
 @pytest.mark.parametrize(
     ("name", "hint"), [("select/mious", "nearest: 'select/miou'"), ("select/iou/raod", "nearest: 'select/iou/road'"), ("val/miou", "'select/miou'")]
 )
 def test_a_metric_that_no_row_will_have_is_refused_before_any_trial(tmp_path: Path, name: str, hint: str) -> None:
-    search = make_search(raw_search([], budget={"trials": 3}, metric={"name": name}))
     with pytest.raises(ConfigError, match=f"metric.name: must be a key of every trial's rows, but got '{name}'; .*{hint}"):
-        run_search(search, tmp_path / "result")
+        run_search(make_search(raw_search([], budget={"trials": 3}, metric={"name": name})), tmp_path / "result")
     assert not (tmp_path / "result").exists()
 
 
@@ -264,7 +338,7 @@ def test_the_keys_that_a_metric_may_have_are_in_every_row() -> None:
     with pytest.raises(ConfigError) as caught:
         check_metric(Metric(name="?"), base.data.class_names)
     known = re.findall(r"'([^']+)'", str(caught.value).partition("known: ")[2])
-    assert len(known) == 12
+    assert len(known) == 13
     assert all(set(known) <= set(row) for row in rows)
 
 
@@ -282,7 +356,7 @@ def test_data_that_arms_share_are_read_once_before_the_search(monkeypatch: pytes
         {"name": "more", "set": {"data.count": 32}},
         {"name": "brier", "set": {"method.loss": "brier"}},
     ]
-    tuner._rehearse(make_search(raw_search(arms, budget={"trials": 5})))
+    rehearse(make_search(raw_search(arms, budget={"trials": 5})))
     assert loads == [24, 32]
 
 
@@ -294,7 +368,7 @@ def test_the_file_of_a_dead_worker_may_be_empty(tmp_path: Path, text: str, error
     monkey = {"result": driver}
     tuner._DRIVERS.update(monkey)
     try:
-        ended: Any = SimpleNamespace(config={"number": 0}, error_file=str(tmp_path / "error"))
+        ended: Any = SimpleNamespace(config={"number": 0, "output": str(tmp_path)}, error_file=str(tmp_path / "error"))
         tuner._Ends("result").on_trial_error(0, [], ended)
     finally:
         del tuner._DRIVERS["result"]
@@ -341,9 +415,8 @@ def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_
     before = lines(folder)
     assert {line["trial"] for line in before} - finished
     # With one trial more than it began with.
-    resumed = subprocess.run(
-        [*command, "--resume", "--trials", "5"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
-    )
+    again = [sys.executable, "-m", "imachsr", "search", "--resume", str(folder), "--trials", "5", "--wandb", "disabled", "--json"]
+    resumed = subprocess.run(again, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.startswith("{"), f"stdout: {resumed.stdout!r}, stderr: {resumed.stderr}"
     summary = json.loads(resumed.stdout)

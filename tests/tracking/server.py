@@ -60,14 +60,14 @@ class Server:
                 data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 return gzip.decompress(data) if self.headers.get("Content-Encoding") == "gzip" else data
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self._answer({})
 
-            def do_PUT(self) -> None:  # noqa: N802
+            def do_PUT(self) -> None:
                 self._body()
                 self._answer({})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self._body()
                 server.keys.add(self.headers.get("Authorization") or "")
                 if self.path == "/graphql":

@@ -275,7 +275,7 @@ def test_a_server_that_dies_costs_one_short_wait_and_no_row(server: Server, tmp_
     started = time.monotonic()
     for epoch in range(2, 200):
         combined.log("u1-0000", {"epoch": epoch})
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     combined.end("u1-0000", "finished", {})
     assert time.monotonic() - started < 10
     assert tracker.preflight.mode == "offline"

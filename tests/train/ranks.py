@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imachsr import DepthStandard, IMacHSR
 from imachsr.config.build import output_loss
-from imachsr.config.schema import Compute
+from imachsr.config.training import Compute
 from imachsr.core.losses import losses_of
 from imachsr.train import epochs, parallel
 from imachsr.train.device import Placement

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def everywhere(folder: Path, stride: int) -> dict[str, int]:
         at = folder / str(event)
         shutil.copytree(before, at, copy_function=os.link)  # no file is ever written to after it got its name
         step = 2 + event % 2
-        was_killed = killed_at(event, lambda at=at, step=step: checkpoint.save(at, state(3), step=step, score=2.0, keep=1))  # type: ignore[misc]
+        was_killed = killed_at(event, partial(checkpoint.save, at, state(3), step=step, score=2.0, keep=1))
         now = value_of(checkpoint.load(at))
         assert now in ((2, 3) if was_killed else (3,)), f"{now} is there, killed at event {event}"
         assert value_of(checkpoint.load(at, "best")) == 1

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imachsr.config.schema import Compute, ConfigError, Run
+from imachsr.config.plan import Plan
+from imachsr.config.schema import ConfigError, Run
+from imachsr.config.training import Compute
 from imachsr.data.transforms import normalize
 from imachsr.train.batches import Batch, Batches, batch_size, batches, explained, loader_workers
 from tests.train.toys import Bands, toy_run
@@ -250,3 +252,21 @@ def test_processes_die_with_their_parent(root: Path) -> None:
     while any(is_alive(pid) for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("of", ["data", "resolution"])
+def test_a_training_that_begins_with_less_has_fewer_steps_or_smaller_images_and_the_same_share_on_every_rank(of: str) -> None:
+    run = toy_run(optimizer__epochs=3, optimizer__progressive={"of": of, "until": [1], "shares": [0.5]})
+    whole = [list(batches(SAMPLES, toy_run(optimizer__epochs=3), epoch=epoch)) for epoch in (1, 2)]
+    small = [list(batches(SAMPLES, run, epoch=epoch)) for epoch in (1, 2)]
+    assert same(small[1], whole[1])
+    if of == "data":
+        assert len(small[0]) == round(len(whole[0]) / 2)
+        assert same(small[0], whole[0][: len(small[0])])  # the first of the same order
+    else:
+        assert len(small[0]) == len(whole[0])
+        expected = Plan(run=run, full=1).size(1, *SAMPLES.labels.shape[-2:])
+        for (images, labels), (big, _) in zip(small[0], whole[0], strict=True):
+            assert tuple(images.shape[-2:]) == tuple(labels.shape[-2:]) == expected
+            assert float(images.mean()) == pytest.approx(float(big.mean()), abs=0.2)
+            assert labels.dtype == torch.int64

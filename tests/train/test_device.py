@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from imachsr.config.schema import Compute, ConfigError
+from imachsr.config.schema import ConfigError
+from imachsr.config.training import Compute
 from imachsr.train.device import Machine, Placement, claim_gpu, decide, own_gpu, usage
 
 MACHINES = [

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imachsr import DepthStandard, IMacHSR
-from imachsr.config.schema import Compute
+from imachsr.config.training import Compute
 from imachsr.core.output import CrossEntropy, Ohem, OutputDice
 from imachsr.data.samples import Samples
 from imachsr.data.transforms import normalize

@@ -155,7 +155,7 @@ def test_size_and_number_of_images_are_as_asked(tmp_path: Path) -> None:
 def test_the_checkpoint_is_the_one_asked_for(tmp_path: Path) -> None:
     for step, score in ((1, 9.0), (2, 1.0)):
         train(tmp_path, toy_run(seed=step), step=step, score=score)
-    latest, best = (export_model(tmp_path, tmp_path / f"{which}.pt", which=which) for which in ("latest", "best"))  # type: ignore[arg-type]
+    latest, best = export_model(tmp_path, tmp_path / "latest.pt", which="latest"), export_model(tmp_path, tmp_path / "best.pt", which="best")
     assert [(each.step, each.score) for each in (latest, best)] == [(2, 1.0), (1, 9.0)]
     weights = [torch.load(tmp_path / f"{which}.pt", weights_only=True) for which in ("latest", "best")]
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from imachsr.train.metrics import ConfusionMatrix
+from imachsr.train.metrics import ConfusionMatrix, Reliability
 
 
 def slow_iou(predicted: list[int], labels: list[int], classes: int) -> list[float]:
@@ -79,3 +79,41 @@ def test_a_value_outside_the_classes_is_refused_and_not_counted_elsewhere(predic
     with pytest.raises(ValueError, match=message):
         matrix.update(torch.tensor([[[0, predicted]]]), torch.tensor([[[0, label]]]))
     assert matrix.counts.sum() == 0
+
+
+def slow_ece(logits: torch.Tensor, labels: torch.Tensor, bins: int) -> float:
+    """Pixel by pixel, as the formula says."""
+    kept: dict[int, list[tuple[float, bool]]] = {}
+    for scores, label in zip(logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.flatten().tolist(), strict=True):
+        if label != 255:
+            probability = scores.double().softmax(0)
+            confidence = float(probability.max())
+            kept.setdefault(min(int(confidence * bins), bins - 1), []).append((confidence, int(probability.argmax()) == label))
+    total = sum(map(len, kept.values()))
+    gaps = [abs(sum(right for _, right in each) - sum(sure for sure, _ in each)) for each in kept.values()]
+    return 100 * sum(gaps) / total
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_the_calibration_error_is_that_of_the_formula_in_any_batches(bins: int) -> None:
+    generator = torch.Generator().manual_seed(bins)
+    logits = 3 * torch.randn(4, 5, 6, 7, generator=generator)
+    labels = torch.randint(0, 5, (4, 6, 7), generator=generator)
+    labels[:, :2] = 255
+    whole, parts = Reliability(bins), Reliability(bins)
+    whole.update(logits, labels)
+    for each in range(4):
+        parts.update(logits[each : each + 1], labels[each : each + 1])
+    assert whole.ece() == pytest.approx(slow_ece(logits, labels, bins), abs=1e-4)
+    assert parts.ece() == pytest.approx(whole.ece(), abs=1e-9)
+
+
+def test_a_model_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_wrong_is_not() -> None:
+    labels = torch.arange(3).repeat(2, 4, 1)
+    sure = 100.0 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    right, wrong = Reliability(), Reliability()
+    right.update(sure, labels)
+    wrong.update(sure, (labels + 1) % 3)
+    assert right.ece() == pytest.approx(0)
+    assert wrong.ece() == pytest.approx(100)
+    assert Reliability().ece() != Reliability().ece()  # NaN

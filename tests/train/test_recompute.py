@@ -93,9 +93,12 @@ def kept_bytes(model: nn.Module, images: Tensor, blocks: list[str]) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
+    def keep_inputs(module: nn.Module, args: Any, kwargs: Any) -> None:
+        for value in (*args, *kwargs.values()):
+            keep(value)
+
     for name in blocks:
-        hook = lambda module, args, kwargs: [keep(value) for value in (*args, *kwargs.values())] and None  # noqa: E731
-        model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+        model.get_submodule(name).register_forward_pre_hook(keep_inputs, with_kwargs=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(images)
     assert output.requires_grad

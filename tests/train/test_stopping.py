@@ -51,7 +51,7 @@ def test_a_signal_ends_it_within_a_step_and_the_printed_command_goes_on_bitwise(
     command, before = [IMACHSR, "train", "run.yaml", "optimizer.lr=0.02", "--output", str(folder), "--wandb", "disabled"], 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = begin(command, root, tmp_path)
-        wait_for(lambda: steps_on_disk(folder) > before)  # noqa: B023 - called in this turn only
+        wait_for(lambda before=before: steps_on_disk(folder) > before)
         at = steps_on_disk(folder)
         process.send_signal(number)
         _, told = process.communicate(timeout=120)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ class Poisoned(Tiny):
 
 
 class Faulty(nn.Module):
-    """A model with a fault in its Nth training forward: kill (once, as the marker file tells), raise, nan, or sleep in each.
+    """A model with a fault in its Nth training forward: kill (once, as the marker file tells), raise, nan, hang, exit, or sleep in each.
 
     It is known by the file, not by a count, so that a restarted process goes on.
     """
@@ -145,6 +146,10 @@ class Faulty(nn.Module):
         if self.fault == "kill" and not Path(self.marker).exists():
             Path(self.marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "hang":
+            time.sleep(3600)
+        if self.fault == "exit":
+            sys.exit(3)
         if self.fault == "raise":
             raise KeyError("a fault in the user's model")
         return scores * torch.nan if self.fault == "nan" else scores

@@ -1,5 +1,6 @@
 """Standards on what the network has spent or seen so far: FLOPs, parameters, receptive field."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Literal
@@ -23,9 +24,7 @@ class FlopsStandard(Rule):
         if trace.flops == 0:
             return by_depth(self, trace.layers, "no FLOPs were counted")
         spent = [layer.flops / trace.flops for layer in trace.layers]
-        return quantile_picks(self, trace.layers, spent, f"flops of {trace.flops / 1e9:.3g} G") or by_depth(
-            self, trace.layers, "all FLOPs come after the candidates"
-        )
+        return _by_share(self, trace, spent, f"flops of {trace.flops / 1e9:.3g} G", "FLOPs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,7 @@ class ParamsStandard(Rule):
         if trace.params == 0:
             return by_depth(self, trace.layers, "no parameters")
         used = [layer.params_used / trace.params for layer in trace.layers]
-        return quantile_picks(self, trace.layers, used, f"params of {trace.params / 1e6:.3g} M") or by_depth(
-            self, trace.layers, "all parameters come after the candidates"
-        )
+        return _by_share(self, trace, used, f"params of {trace.params / 1e6:.3g} M", "parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +65,11 @@ class ReceptiveFieldStandard(Rule):
             highest = max(highest, log(max(field, smallest) / smallest) / log(largest / smallest))
             grown.append(highest)
         return quantile_picks(self, trace.layers, grown, f"receptive field from {smallest:g} to {largest:g} pixels")
+
+
+def _by_share(rule: Rule, trace: Trace, shares: Sequence[float], what: str, parts: str) -> Picked:
+    """Where a sum over the forward reaches its targets, or by depth where it has not begun at the last candidate."""
+    return quantile_picks(rule, trace.layers, shares, what) or by_depth(rule, trace.layers, f"all {parts} come after the candidates")
 
 
 CostStandard = FlopsStandard | ParamsStandard | ReceptiveFieldStandard

@@ -1,0 +1,86 @@
+"""The program: its commands, and what its exit codes say."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imachsr.cli.common import INTERRUPTED
+from imachsr.cli.confirm import confirm
+from imachsr.cli.doctor import doctor
+from imachsr.cli.layers import audit, layers, settings
+from imachsr.cli.search import export, report, search
+from imachsr.cli.space import space
+from imachsr.cli.train import evaluate, export_model, train
+from imachsr.console import people, plain
+from imachsr.version import __version__
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Intermediate supervision for segmentation models: train, search and report.",
+)
+
+for command in (layers, settings, space, train, search, confirm, report, export, evaluate, export_model, audit, doctor):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        plain.print(__version__)
+        raise typer.Exit
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, ValueError):
+        return f"error: {error}", 2
+    if isinstance(error, (FloatingPointError, OSError, RuntimeError)):
+        return f"failed: {error}", 1
+    # The user's own model, loss or data set may raise anything.
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"failed: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})", 1
+
+
+def _note_once() -> Callable[..., None]:
+    """Shows a warning in one line. Data that are decoded ahead are loaded twice, and would warn twice."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_args: object, **_options: object) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            people.print(f"note: {message}", soft_wrap=True)
+
+    return show
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message) or 130 (interrupted)."""
+    # `import: mypackage.module:name` finds what lies beside the user; last, so that a file named like a package hides none.
+    sys.path.append(os.getcwd())
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module="imachsr")
+    warnings.showwarning = _note_once()
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("IMACHSR_TRACEBACK"):
+            raise
+        message, code = _told(error)
+        people.print(message, soft_wrap=True, style="red")
+        people.print("IMACHSR_TRACEBACK=1 shows where", style="dim")
+        raise SystemExit(code) from None
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:  # typer's answer to the signal, without a word
+            people.print("interrupted")
+        raise
+    except KeyboardInterrupt:
+        people.print("interrupted")
+        raise SystemExit(INTERRUPTED) from None
