@@ -1,6 +1,8 @@
 """What several workers bring, and what Ray Train adds to them.
 
     python benchmarks/scaling.py               # all of it: about 15 minutes on two cores
+    python benchmarks/scaling.py --compare     # only images/s, start-up and memory against torchrun
+    python benchmarks/scaling.py --cost        # only what Ray adds to a run: start, reports, stop
     python benchmarks/scaling.py --allreduce   # only how the exchange of gradients grows with their size and with the workers
     python benchmarks/scaling.py --paper       # only 8, 64 and 512 GPUs, computed from measured FLOPs and bytes and stated speeds
     python benchmarks/scaling.py --quick       # one round, few steps: for a look
@@ -41,6 +43,7 @@ from imachsr.train.batches import batches
 from imachsr.train.capacity import connect
 from imachsr.train.device import Machine, decide
 from imachsr.train.loop import train
+from imachsr.train.ray_session import Trainer
 from imachsr.train.ray_train import train_distributed
 
 MARK = "SCALING "
@@ -172,7 +175,7 @@ def compare(arguments: argparse.Namespace) -> None:
         "MiB a worker",
     ]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for workers in (1, 2):
+    for workers in (1, 2) if arguments.workers is None else (arguments.workers,):
         rounds: dict[str, list[dict[str, Any]]] = {"torchrun": [], "loop": [], "ray": []}
         for number in range(arguments.rounds):
             for side in rounds if number % 2 == 0 else reversed(rounds):
@@ -189,7 +192,8 @@ def compare(arguments: argparse.Namespace) -> None:
 def reporting(config: dict[str, Any]) -> None:
     began = time.time()
     times = []
-    for number in range(20):
+    for number in range(5):
+        time.sleep(2)  # an epoch: reports without a pause would queue up, and be told as the time that the end takes
         before = time.perf_counter()
         ray.train.report({"epoch": number})
         times.append(time.perf_counter() - before)
@@ -200,21 +204,21 @@ def ray_cost(rounds: int) -> None:
     """What a run of one worker pays to Ray: from the call to the first line of its code, for a report, from its last line to the end."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # as `imachsr train` has it
     connect(cpus=2)
-    start, stop, report = [], [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "times.json"
-            config = ray.train.RunConfig(name="cost", storage_path=folder)
-            before = time.time()
-            TorchTrainer(
-                reporting, train_loop_config={"out": str(out)}, run_config=config, scaling_config=ray.train.ScalingConfig(num_workers=1)
-            ).fit()
-            found = json.loads(out.read_text())
-            start.append(found["began"] - before)
-            stop.append(time.time() - found["ended"])
-            report.append(found["report_s"])
-    parts = [f"start {statistics.median(start):.1f} s", f"a report {1e3 * statistics.median(report):.0f} ms", f"stop {statistics.median(stop):.1f} s"]
-    print(f"\nRay's own time in a run of one worker, medians of {rounds}: " + ", ".join(parts))
+    for name, trainer in (("Ray's TorchTrainer", TorchTrainer), ("imachsr's, which waits less at the end", Trainer)):
+        start, stop, report = [], [], []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "times.json"
+                config = ray.train.RunConfig(name="cost", storage_path=folder)
+                one = ray.train.ScalingConfig(num_workers=1)
+                before = time.time()
+                trainer(reporting, train_loop_config={"out": str(out)}, run_config=config, scaling_config=one).fit()
+                found = json.loads(out.read_text())
+                start.append(found["began"] - before)
+                stop.append(time.time() - found["ended"])
+                report.append(found["report_s"])
+        parts = [f"start {statistics.median(start):.1f} s", f"a report {1e3 * statistics.median(report):.0f} ms"]
+        print(f"\nA run of one worker by {name}, medians of {rounds}: {', '.join(parts)}, stop {statistics.median(stop):.1f} s", flush=True)
 
 
 def reduce_rank(rank: int, world: int, folder: str, sizes: list[int], repeats: int) -> None:
@@ -281,9 +285,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--allreduce", action="store_true")
     parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--side", choices=("torchrun", "loop", "ray"), help=argparse.SUPPRESS)
-    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help="only this row of --compare")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.samples, arguments.epochs = 1, 16, 3
@@ -297,6 +303,10 @@ def main() -> None:
         allreduce(arguments)
     elif arguments.paper:
         paper()
+    elif arguments.compare:
+        compare(arguments)
+    elif arguments.cost:
+        ray_cost(3 * arguments.rounds)
     else:
         compare(arguments)
         ray_cost(3 * arguments.rounds)

@@ -23,6 +23,7 @@ from imachsr.data.transforms import normalize
 from imachsr.models import SmpModel
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, Placement, decide
+from imachsr.train.gallery import Gallery
 from imachsr.train.metrics import ConfusionMatrix, Reliability
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
@@ -32,7 +33,14 @@ CHANGEABLE = ("data", "compute", "output_loss")
 
 @torch.no_grad()
 def score(
-    model: nn.Module, samples: Samples, class_names: Sequence[str], *, loss: Callable[..., Any], placement: Placement, prefix: str
+    model: nn.Module,
+    samples: Samples,
+    class_names: Sequence[str],
+    *,
+    loss: Callable[..., Any],
+    placement: Placement,
+    prefix: str,
+    gallery: Gallery | None = None,
 ) -> dict[str, float]:
     """mIoU, accuracy, IoU per class and calibration error (percent), and the output loss, of a model over all samples, shared out over the ranks.
 
@@ -46,6 +54,7 @@ def score(
         loss: Output loss.
         placement: Where to compute.
         prefix: Of the keys: ``val`` gives ``val/miou``, ``val/iou/road``, ...; a class that does not occur has no key.
+        gallery: Keeps what is predicted.
     """
     was_training = model.training
     model.eval()
@@ -67,11 +76,16 @@ def score(
         logits = logits_of(output).float()
         if logits.shape[-2:] != labels.shape[-2:]:
             logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        matrix.update(logits.argmax(1), labels)
+        predicted = logits.argmax(1)
+        matrix.update(predicted, labels)
         reliability.update(logits, labels)
+        if gallery is not None:
+            gallery.note(own, predicted)
     model.train(was_training)
     matrix.sum_over_ranks()
     reliability.sum_over_ranks()
+    if gallery is not None:
+        gallery.note_counts(matrix, reliability)
     lost, valid = sum_over_ranks(total).tolist()
     row = {f"{prefix}/miou": matrix.miou(), f"{prefix}/accuracy": matrix.accuracy(), f"{prefix}/ece": reliability.ece()}
     row[f"{prefix}/loss"] = lost / max(valid, 1)

@@ -21,6 +21,7 @@ _LOST = re.compile(
     re.IGNORECASE,
 )
 """What torch says, by plain RuntimeErrors, of lost peers, of processes that prepare batches, and of memory that is worn out."""
+_PEER = re.compile(r"gloo|nccl|connection (closed|reset|was lost)", re.IGNORECASE)
 _WAITING = re.compile(
     r'^  File ".*torch/distributed/|\(most recent call first\):\n  File ".*torch/autograd/graph.py", line \d+ in _engine_run_backward$', re.MULTILINE
 )
@@ -34,6 +35,11 @@ def is_worth_a_retry(error: Exception) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, DiskFullError | PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and _LOST.search(str(error)) is not None
+
+
+def is_of_a_peer(error: Exception) -> bool:
+    """Whether a worker failed since another one was gone: its connection tells sooner than Ray that a machine is lost."""
+    return _PEER.search(str(error)) is not None
 
 
 def for_the_driver(error: Exception) -> Exception:

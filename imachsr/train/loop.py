@@ -22,6 +22,7 @@ from imachsr.train.batches import batch_size
 from imachsr.train.device import Machine, Placement, claim_gpu, decide
 from imachsr.train.epochs import Epochs, Notice, newest
 from imachsr.train.evaluate import score
+from imachsr.train.gallery import Gallery
 from imachsr.train.parallel import Row, parallelise, rank_and_world
 from imachsr.train.recompute import recompute_activations
 from imachsr.train.state import Progress, Training, make_ema
@@ -71,7 +72,7 @@ def train(
 
     Args:
         run: All settings.
-        output: Folder for run.yaml, metrics.jsonl, checkpoints/ and summary.json (at the end); None writes nothing.
+        output: Folder for run.yaml, metrics.jsonl, checkpoints/, what :class:`Gallery` keeps, and summary.json (at the end); None writes nothing.
         report: Called with each epoch's row, after it is on disk, on every rank.
         evaluate_on: ``val``, or ``select``: a part cut out of train, so that val stays unseen.
         selection: How that part is cut.
@@ -116,13 +117,20 @@ def train(
         report(row)
     if mirror is not None:
         mirror.wake()
+    gallery = None if output is None else Gallery(held_out, run.data.class_names)
     with StopRequest() as stop:
         epochs = Epochs(
             training=training, samples=samples, placement=placement, output=output, stop=stop, on_step=on_step, notice=notice, mirror=mirror
         )
         while len(history) < run.optimizer.epochs:
             row = epochs.train() | score(
-                training.scored, held_out, run.data.class_names, loss=output_loss(run), placement=placement, prefix=evaluate_on
+                training.scored,
+                held_out,
+                run.data.class_names,
+                loss=output_loss(run),
+                placement=placement,
+                prefix=evaluate_on,
+                gallery=gallery,
             )
             loss = row[f"{evaluate_on}/loss"]
             if not math.isfinite(loss):  # the last step was one too many; the scores of such a model are those of class 0
@@ -130,7 +138,11 @@ def train(
                 raise FloatingPointError(f"{evaluate_on}/loss must be finite, but got {loss} after epoch {len(history) + 1}; {hint}")
             history.append({"epoch": len(history) + 1, **row})
             training.progress = Progress()
-            epochs.save(score=row[f"{evaluate_on}/miou"])
+            miou = row[f"{evaluate_on}/miou"]
+            if output is not None and gallery is not None:  # before the checkpoint, behind which nothing of this epoch is done again
+                best = max(each[f"{evaluate_on}/miou"] for each in history)
+                gallery.save(output, epoch=len(history), score=miou, is_best=miou == best)
+            epochs.save(score=miou)
             if output is not None and rank == 0:
                 _write_history(output, history)
             report(history[-1])

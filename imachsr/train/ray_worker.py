@@ -19,7 +19,7 @@ from imachsr.train.applied import live
 from imachsr.train.courier import Courier
 from imachsr.train.desk import Desk
 from imachsr.train.epochs import Notice
-from imachsr.train.faults import for_the_driver, hang_guard, is_worth_a_retry
+from imachsr.train.faults import for_the_driver, hang_guard, is_of_a_peer, is_worth_a_retry
 from imachsr.train.loop import train
 from imachsr.train.parallel import Row
 from imachsr.train.state import Training
@@ -137,8 +137,10 @@ class Reporter(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         ranks = ", ".join(str(rank) for rank in sorted(worker_exceptions))
-        is_dead = any(hasattr(error, "health_check_failure") or isinstance(error, RayError) for error in worker_exceptions.values())
-        self._desk.tell("lost", "a worker was lost" if is_dead else f"worker {ranks} failed")
+        is_lost = any(
+            hasattr(error, "health_check_failure") or isinstance(error, RayError) or is_of_a_peer(error) for error in worker_exceptions.values()
+        )
+        self._desk.tell("lost", "a worker was lost" if is_lost else f"worker {ranks} failed")
 
 
 @contextlib.contextmanager

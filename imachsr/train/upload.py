@@ -13,9 +13,10 @@ from types import TracebackType
 from imachsr.train import checkpoint
 from imachsr.train.checkpoint import FOLDER
 from imachsr.train.courier import Courier, MissingError, RemoteError
+from imachsr.train.gallery import BEST, LAST, SAMPLES
 from imachsr.train.manifest import Manifest
 
-RESULT = ("run.yaml", "metrics.jsonl", "summary.json")
+RESULT = ("run.yaml", "metrics.jsonl", "summary.json", SAMPLES, LAST, BEST)
 """What the loop writes beside the checkpoints."""
 TOLD = ("reported", "wandb-id")
 """What the command line writes."""

@@ -145,7 +145,8 @@ def test_a_folder_that_holds_a_training_is_refused_and_left_as_it_is(unbroken: t
 
 def test_the_files_of_a_training_say_what_ran_and_what_came_out(unbroken: tuple[Path, Result]) -> None:
     folder, result = unbroken
-    assert {path.name for path in folder.iterdir()} == {"run.yaml", "metrics.jsonl", "checkpoints", "summary.json"}
+    pictures = {"samples.npz", "evaluation.npz", "evaluation_best.npz"}
+    assert {path.name for path in folder.iterdir()} == {"run.yaml", "metrics.jsonl", "checkpoints", "summary.json", *pictures}
     assert load_run(folder / "run.yaml") == toy_run(**DRAWING)
     assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(result.history)
     summary = json.loads((folder / "summary.json").read_text())
