@@ -43,7 +43,9 @@ Ema = Annotated[bool, typer.Option("--no-ema", help="Take the weights of the las
 
 def _run_id(folder: Path) -> str:
     """The training's id in W&B, kept in its folder so that a resumed training goes on in the same run."""
-    path = folder / "wandb-id"
+    from imachsr.search.tracked import TRAINING_ID
+
+    path = folder / TRAINING_ID
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(f"train-{os.urandom(4).hex()}")
@@ -117,7 +119,7 @@ def train(
     from imachsr.config.load import load_run, run_to_dict
     from imachsr.config.schema import ConfigError
     from imachsr.files import write_text
-    from imachsr.tracking.events import TrialStart
+    from imachsr.search.tracked import training_start
     from imachsr.train import checkpoint
     from imachsr.train.loop import train as train_here
     from imachsr.train.stopping import TrainingStopped
@@ -142,7 +144,7 @@ def train(
         nonlocal key
         if not key:
             key = _run_id(folder)
-            tracker.start(TrialStart(id=key, name=run.name, group=run.name, job_type="train", config=run_to_dict(run)))
+            tracker.start(training_start(run_to_dict(run), folder.absolute(), key))
         tracker.log(key, row)
         write_text(folder / "reported", f"{row['epoch']:g}\n")
         numbers = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  train/loss {row['train/loss']:.3f}"
@@ -159,7 +161,8 @@ def train(
             from imachsr.train.daemons import DaemonsApart
             from imachsr.train.ray_train import train_distributed
 
-            with contextlib.redirect_stdout(DaemonsApart(sys.stderr, folder / "ray" / "daemons.txt")):  # what Ray prints is no result
+            apart = DaemonsApart(sys.stderr, folder / "ray" / "daemons.txt")
+            with contextlib.redirect_stdout(apart), contextlib.redirect_stderr(apart):  # what Ray prints is no result
                 train_distributed(
                     run,
                     workers=group,

@@ -35,6 +35,10 @@ class DaemonsApart(io.TextIOBase):
         """Pass it on."""
         self._people.flush()
 
+    def isatty(self) -> bool:
+        """Whether people see it as it is printed."""
+        return self._people.isatty()
+
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[Callable[[], str]]:
