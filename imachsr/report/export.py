@@ -23,7 +23,7 @@ class Exported:
     Attributes:
         trial: Number.
         provenance: Plain values, as in the file's comments: search, trial, seeds, value and difference in the search; what a confirmation found
-            (``confirmed``) and where one more run is expected (``expected``), each null without one; versions; revisions.
+            (``confirmed``) and where one more run is expected (``expected``), each null without one; fingerprints of the data; versions; revisions.
     """
 
     trial: int
@@ -152,6 +152,7 @@ def _provenance(
         "epochs": item["epochs"],
         "confirmed": confirmed,
         "expected": expected,
+        "data": summary.get("data", {}),
         "versions": summary["versions"],
         "revisions": {"when": "export", **revisions()} if confirmation is None else {"when": "confirmation", **confirmation["revisions"]},
     }

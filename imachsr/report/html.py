@@ -2,44 +2,94 @@
 
 import html
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
+from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
-from imachsr.report.table import Row, arms, further, has_seeds, load_summary, rows
+from imachsr.report import evidence, sections
+from imachsr.report.relations import front
+from imachsr.report.table import STATES, has_seeds, load_summary, rows
+from imachsr.report.verdict import commands, confirmation_of, is_confirmation, verdict
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;width:100%;font-size:13px}td,th{padding:.35em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}tr.base{background:#eef4ff}tr.stopped,tr.failed{color:#777}
-.note{color:#555}code{background:#f3f3f3;padding:.1em .3em}"""
+_DIGITS = 6
+Curves = dict[int, list[dict[str, Any]]]
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` in the result folder: table, learning curves, settings against the metric, IoU per class.
+    """Write ``report.html`` in the result folder: the verdict, then what it rests on; it loads nothing from elsewhere.
 
     Raises:
-        ConfigError: If the folder holds no search.
+        ConfigError: If the folder holds no search, or cannot be written to.
     """
     summary = load_summary(folder)
-    curves = _curves(folder)
-    figures = [_learning_curves(summary, curves), *_settings(summary), *_classes(summary, curves)]
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>{html.escape(summary['name'])}</title><style>{STYLE}</style></head><body>",
-        f"<h1>Search {html.escape(summary['name'])}</h1>",
-        f"<p class='note'>{_facts(summary)}</p>",
-        _table(summary, rows(summary)),
-        _arms(summary),
-    ]
-    for index, (title, note, figure) in enumerate(figures):
-        figure.update_layout(template="plotly_white", height=420, margin={"t": 20, "b": 50})
-        parts.append(f"<h2>{title}</h2><p class='note'>{note}</p>")
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=index == 0))
+    text = _page(folder, summary, _rows(folder))
     path = folder / "report.html"
-    write_text(path, "\n".join([*parts, "</body></html>"]))
+    try:
+        write_text(path, text.encode("utf-8", "replace").decode())  # names of classes can hold what was no UTF-8
+    except PermissionError as error:
+        raise ConfigError(f"{folder} must be writable for report.html, but: {error.strerror}; copy the folder to where you may write") from None
     return path
+
+
+def _page(folder: Path, summary: dict[str, Any], curves: Curves) -> str:
+    shown = {"baseline": summary["baseline"], "best": summary["best"]}
+    shown = {name: number for name, number in shown.items() if number is not None}
+    if len(set(shown.values())) < len(shown):
+        del shown["best"]
+    data = _data(summary, curves)
+    words, bins = evidence.reliability(folder, shown)
+    matrices = "".join(f"<h3>{name}</h3>{table}" for name, number in shown.items() if (table := evidence.confusion(folder, number)))
+    can_compare = sum(trial["arm"] is None and trial["value"] is not None for trial in data["trials"]) > 1
+    parts = [
+        ("Settings", "Sampled trials with their last value; stopped ones, dashed, had fewer epochs. Drag along an axis to choose a range of it: the "
+         "table and the other diagrams follow; a click on the axis lets go.", _drawn("coordinates", "parallel coordinates") if can_compare else ""),
+        ("Importance of settings", sections.IMPORTANCE, sections.importance(summary)),
+        ("Learning curves", "A cross is where a trial was stopped.", sections.KEY + _drawn("curves", "learning curves") if curves else ""),
+        ("Trade-offs", "Finished trials. A dark rim: none other is better in one of the two and as good in the other.",
+         "".join(_drawn("scatter", f"{each['y']} against {each['x']}", place) for place, each in enumerate(data["scatters"]))),
+        ("Rungs", "Where sampled trials were compared with each other, and stopped.", sections.rungs(summary, curves)),
+        ("Classes", "IoU of each class at the last epoch, percent.", sections.classes(summary, curves, shown)),
+        ("Pictures", "", evidence.pictures(folder, shown)),
+        ("Confusion", "Where the pixels of each class went, percent of the class.", matrices),
+        ("Calibration", f"Expected calibration error, percent: {html.escape(words)}. On the dashed line it is zero; a larger dot is more pixels.",
+         sections.diagram(bins) if bins else ""),
+        ("Arms over their seeds", "Differences are against the baseline with the same seed, finished trials only.", sections.arms_table(summary)),
+        ("Cost", "", sections.cost(summary)),
+        ("Trials", "<span id='count'></span> Click a heading to sort, a row for all about a trial.", sections.table(summary, rows(summary))),
+        ("Commands", "To run it again, and to go on.", commands(folder, summary)),
+    ]  # fmt: skip
+    parts = [part for part in parts if part[2]]
+    links = "".join(f"<a href='#{_id(title)}'>{title}</a>" for title, _, _ in parts)
+    body = "".join(f"<section id='{_id(title)}'><h2>{title}</h2><p class='note'>{note}</p>{content}</section>" for title, note, content in parts)
+    kind = "Confirmation" if is_confirmation(folder) else "Search"
+    name = html.escape(summary["name"])
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{name}</title><style>{_asset('page.css')}</style></head><body><h1>{kind} {name}</h1>"
+        f"{verdict(folder, summary, confirmation_of(folder))}<p class='note'>{_facts(summary)}</p>{sections.alarms(summary)}<nav>{links}</nav>{body}"
+        "<div id='tip' role='tooltip' hidden></div><dialog id='details' aria-label='Trial'><pre id='details-text'></pre>"
+        "<button id='close'>close</button></dialog>"
+        f"<script type='application/json' id='data'>{_json(data)}</script><script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def _id(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _drawn(kind: str, label: str, place: int = 0) -> str:
+    return f"<div class='wide' data-draw='{kind}' data-chart='{place}' data-label='{html.escape(label, quote=True)}'></div>"
+
+
+def _asset(name: str) -> str:
+    return resources.files("imachsr.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(data: dict[str, Any]) -> str:
+    """For inside of a script: there, "<" begins the end of it."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _facts(summary: dict[str, Any]) -> str:
@@ -48,117 +98,74 @@ def _facts(summary: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     state = "complete" if summary["finished"] else "not complete"
     seeds = "several seeds an arm" if has_seeds(summary) else "one seed per configuration"
-    return (
-        f"{len(summary['trials'])} trials ({', '.join(f'{n} {name}' for name, n in counts.items())}), {state}, {summary['wall_s'] / 60:.1f} min. "
-        f"Metric: {html.escape(summary['metric'])} of the last epoch, {seeds}: the winner is a candidate, not a finding. {versions}."
+    return html.escape(
+        f"{len(states)} trials ({', '.join(f'{n} {name}' for name, n in counts.items())}), {state}, {summary['wall_s'] / 60:.1f} min. "
+        f"Metric: {summary['metric']} of the last epoch, {seeds}. {versions}."
     )
 
 
-def _table(summary: dict[str, Any], table: list[Row]) -> str:
-    metric = html.escape(summary["metric"])
-    seeded = has_seeds(summary)
-    head = "<tr><th class=n>trial<th>arm" + ("<th class=n>seed" if seeded else "")
-    more = "".join(f"<th class=n>{html.escape(name)}" for name in further(summary))
-    head += f"<th class=n>{metric}{more}<th class=n>difference<th class=n>epochs<th>state<th>settings<th>taps</tr>"
-    lines = []
-    for row in table:
-        value = "" if row.value is None else f"{row.value:.2f}"
-        difference = "" if row.difference is None else f"{row.difference:+.2f}"
-        kind = "base" if row.number == summary["baseline"] else row.state
-        name = f"<td class=n>{row.number}<td>{html.escape(row.arm)}" + (f"<td class=n>{row.seed}" if seeded else "")
-        others = "".join("<td class=n>" + ("" if each is None else f"{each:.4g}") for each in row.others)
-        cells = f"{name}<td class=n>{value}{others}<td class=n>{difference}<td class=n>{row.epochs}<td>{row.state_words}"
-        taps = "<br>".join(f"<code>{html.escape(tap)}</code>" for tap in row.taps)
-        lines.append(f"<tr class='{kind}'>{cells}<td>{html.escape(row.error or row.settings)}<td>{taps}</tr>")
-    return f"<table>{head}{''.join(lines)}</table>"
-
-
-def _arms(summary: dict[str, Any]) -> str:
-    """Means over the seeds; nothing for one seed."""
-    if not (found := arms(summary)):
-        return ""
-    head = f"<tr><th>arm<th class=n>seeds<th class=n>mean {html.escape(summary['metric'])}<th class=n>mean difference<th>of each seed</tr>"
-    lines = []
-    for arm in found:
-        difference = "" if arm.difference is None else f"{arm.difference:+.2f}"
-        kind = " class='base'" if arm.is_baseline else ""
-        cells = f"<td>{html.escape(arm.name)}<td class=n>{len(arm.values)}<td class=n>{arm.mean:.2f}<td class=n>{difference}<td>{arm.each}"
-        lines.append(f"<tr{kind}>{cells}</tr>")
-    note = "Differences are against the baseline with the same seed, finished trials only."
-    return f"<h2>Arms over their seeds</h2><p class='note'>{note}</p><table>{head}{''.join(lines)}</table>"
-
-
-def _curves(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = {}
+def _rows(folder: Path) -> Curves:
+    found: Curves = {}
     path = folder / "trials.jsonl"
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:
             continue  # the line that a crash cut off
-        found.setdefault(row["trial"], []).append(row)
+        if isinstance(row, dict) and isinstance(row.get("trial"), int) and isinstance(row.get("epoch"), int):
+            found.setdefault(row["trial"], []).append(row)
     return found
 
 
-def _learning_curves(summary: dict[str, Any], curves: dict[int, list[dict[str, Any]]]) -> tuple[str, str, go.Figure]:
-    figure = go.Figure()
-    states = {trial["number"]: trial for trial in summary["trials"]}
-    for number, lines in sorted(curves.items()):
-        is_base = number == summary["baseline"]
-        # summary.json is written when a trial ends: one that has started since is not in it yet.
-        trial = states.get(number, {"state": "RUNNING", "arm": lines[0]["arm"], "params": {}})
-        line = {"color": "#1f4e9c", "width": 3} if is_base else {"width": 1.5, "dash": "dot" if trial["state"] == "PRUNED" else "solid"}
-        label = f"{number} {trial['arm'] or trial['params'].get('method.loss', '')}" + (f" seed {trial.get('seed')}" if has_seeds(summary) else "")
-        figure.add_scatter(
-            x=[row["epoch"] for row in lines], y=[row.get(summary["metric"]) for row in lines], name=label, line=line, mode="lines+markers"
-        )
-    figure.update_layout(xaxis_title="epoch", yaxis_title=summary["metric"])
-    return "Learning curves", "The baseline is the thick line; dotted trials were stopped early.", figure
-
-
-def _settings(summary: dict[str, Any]) -> list[tuple[str, str, go.Figure]]:
-    """Parallel coordinates over the sampled settings."""
-    trials = [trial for trial in summary["trials"] if trial["arm"] is None and trial["value"] is not None]
-    keys = list(dict.fromkeys(key for trial in trials for key in trial["params"]))
-    if len(trials) < 2 or not keys:
-        return []
-    dimensions = []
-    for key in keys:
-        label = key.removeprefix("method.").removeprefix("optimizer.")
-        dimensions.append({"label": label, **_axis([trial["params"].get(key, "-") for trial in trials])})
-    scores = [trial["value"] for trial in trials]
-    dimensions.append({"label": summary["metric"], "values": scores})
-    figure = go.Figure(go.Parcoords(line={"color": scores, "colorscale": "Viridis", "showscale": True}, dimensions=dimensions))
-    return [("Settings", "Every sampled trial with its last value; stopped trials have had fewer epochs.", figure)]
-
-
-def _axis(values: list[Any]) -> dict[str, Any]:
-    """One axis of the parallel coordinates; "-", a setting that does not exist under a trial's others, lies below the numbers."""
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    if len(numbers) == len(values):
-        return {"values": values}
-    if numbers and all(isinstance(value, (int, float)) or value == "-" for value in values):
-        low, high = min(numbers), max(numbers)
-        below = low - 0.15 * ((high - low) or abs(low) or 1.0)
-        ticks = sorted({low, high})
-        return {
-            "values": [below if value == "-" else value for value in values],
-            "tickvals": [below, *ticks],
-            "ticktext": ["-", *(f"{tick:.3g}" for tick in ticks)],
+def _data(summary: dict[str, Any], curves: Curves) -> dict[str, Any]:
+    """What the page's script draws."""
+    # summary.json is written when a trial ends: one that has started since is not in it yet.
+    known = {trial["number"] for trial in summary["trials"]}
+    begun: list[dict[str, Any]] = [
+        {
+            "number": number,
+            "arm": lines[0].get("arm"),
+            "state": "RUNNING",
+            "epochs": len(lines),
+            "value": None,
+            "params": {},
+            "taps": [],
+            "error": None,
         }
-    names = sorted({str(value) for value in values})
-    return {"values": [names.index(str(value)) for value in values], "tickvals": list(range(len(names))), "ticktext": names}
+        for number, lines in sorted(curves.items())
+        if number not in known
+    ]
+    trials = [
+        {
+            **{key: trial[key] for key in ("number", "arm", "epochs", "params", "taps", "error")},
+            "value": _rounded(trial["value"]),
+            "state": STATES[trial["state"]],
+            "seed": trial.get("seed", 0),
+            "wall_s": trial.get("wall_s", 0),
+            "curve": sections.curve(curves.get(trial["number"], []), summary["metric"]),
+        }
+        for trial in [*summary["trials"], *begun]
+    ]
+    fixed = {key: summary[key] for key in ("metric", "mode", "baseline", "best")}
+    return {**fixed, "trials": trials, "scatters": _scatters(summary, curves)}
 
 
-def _classes(summary: dict[str, Any], curves: dict[int, list[dict[str, Any]]]) -> list[tuple[str, str, go.Figure]]:
-    figure = go.Figure()
-    prefix = summary["metric"].split("/")[0] + "/iou/"
-    for number in dict.fromkeys((summary["baseline"], summary["best"])):
-        last = curves.get(number, [{}])[-1] if number is not None else {}
-        ious = {key.removeprefix(prefix): value for key, value in last.items() if key.startswith(prefix)}
-        if ious:
-            figure.add_bar(x=list(ious), y=list(ious.values()), name=f"trial {number}" + (" (baseline)" if number == summary["baseline"] else ""))
-    if not figure.data:
-        return []
-    figure.update_layout(yaxis_title="IoU, percent")
-    return [("Classes", "IoU per class at the last epoch.", figure)]
+def _scatters(summary: dict[str, Any], curves: Curves) -> list[dict[str, Any]]:
+    """The metric against step time, calibration error and the further objectives; finished trials."""
+    metric, prefix = summary["metric"], summary["metric"].split("/")[0]
+    modes = {"time/step_ms": "min", f"{prefix}/ece": "min"} | {each["name"]: each["mode"] for each in summary.get("objectives", ())}
+    found = []
+    for name, mode in modes.items():
+        points = []
+        for trial in summary["trials"]:
+            other = curves.get(trial["number"], [{}])[-1].get(name)
+            if trial["state"] == "COMPLETE" and trial["value"] is not None and isinstance(other, (int, float)):
+                points.append((float(f"{other:.{_DIGITS}g}"), _rounded(trial["value"]) or 0.0, trial["number"]))
+        if len(points) > 1 and name != metric:
+            best = front(points, is_more_better=(mode == "max", summary["mode"] == "max"))
+            found.append({"x": name, "y": metric, "points": points, "front": best})
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{_DIGITS}g}")

@@ -11,6 +11,8 @@ from imachsr.config.schema import ConfigError
 
 SCHEMA = 1
 STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
+_KEYS = ("name", "metric", "mode", "max_epochs", "baseline", "best", "finished", "wall_s", "versions")
+_TRIAL_KEYS = ("number", "arm", "state", "epochs", "value", "difference", "params", "taps", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,8 @@ def load_summary(folder: Path) -> dict[str, Any]:
         if (folder / "search.yaml").exists():
             raise ConfigError(f"{folder} must hold a search of which a trial has ended, but none has yet; try again later") from None
         raise ConfigError(f"{folder} must be the --output folder of a search, but has no summary.json") from None
+    except OSError as error:
+        raise ConfigError(f"{path} must be readable, but: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} must be JSON, but: {error}") from None
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
@@ -129,7 +133,21 @@ def load_summary(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} must have schema {SCHEMA}, but has {found}; it was written by something else, or another version of imachsr")
     if "trials" not in summary:
         raise ConfigError(f"{folder} must be the folder of a search, but holds a single training; see {folder / 'metrics.jsonl'}")
+    if problem := _incomplete(summary):
+        raise ConfigError(f"{path} must tell of a search, but {problem}; it was written by something else, or another version of imachsr")
     return summary
+
+
+def _incomplete(summary: Mapping[str, Any]) -> str:
+    """What a report needs and is not there, in words."""
+    if missing := [key for key in _KEYS if key not in summary]:
+        return f"has no {', '.join(missing)}"
+    for trial in summary["trials"]:
+        if missing := [key for key in _TRIAL_KEYS if key not in trial]:
+            return f"a trial has no {', '.join(missing)}"
+        if trial["state"] not in STATES:
+            return f"a trial has the state {trial['state']!r}, none of {', '.join(STATES)}"
+    return ""
 
 
 def short(params: Mapping[str, Any]) -> str:

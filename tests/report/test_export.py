@@ -47,6 +47,8 @@ def provenance(path: Path) -> Any:
 
 
 def test_the_comments_hold_all_that_a_program_needs(folder: Path, tmp_path: Path) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": {"train": "0123456789abcdef"}}))
     written = export(folder, tmp_path / "x.yaml")
     found = provenance(tmp_path / "x.yaml")
     assert found == written.provenance
@@ -63,6 +65,7 @@ def test_the_comments_hold_all_that_a_program_needs(folder: Path, tmp_path: Path
         "epochs": 4,
         "confirmed": None,
         "expected": None,
+        "data": {"train": "0123456789abcdef"},
         "versions": {"imachsr": "0.1.0", "torch": "2.14.1"},
     }
     assert revisions["when"] == "export"
