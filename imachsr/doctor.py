@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imachsr.probe import Check
 
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "segmentation-models-pytorch", "wandb", "pydantic", "plotly")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "segmentation-models-pytorch", "wandb", "pydantic")
 
 
 def diagnose(address: str | None = None, *, storage: str | Path | None = None, data: Path | None = None) -> list[Check]:
@@ -137,7 +137,7 @@ def _ray() -> Check:
 
 
 def _wandb() -> Check:
-    from imachsr.tracking.wandb import preflight
+    from imachsr.tracking.preflight import preflight
 
     found = preflight("auto")
     return Check(name="W&B", state="ok" if found.mode == "online" else "warning", finding=f"{found.mode}: {found.reason}")

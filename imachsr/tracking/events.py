@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -16,9 +17,10 @@ class TrialStart:
         id: unique in the tracker's project, stable when the run is continued.
         name: shown to people.
         group: the search (or run) that it belongs to.
-        job_type: "baseline", "trial" or "train".
-        config: resolved configuration, plain YAML-able values.
+        job_type: "baseline", "trial", "confirm" or "train".
+        config: resolved configuration and what else the result depends on, plain YAML-able values.
         tags: short labels, such as the arm's name.
+        folder: of the training, where its predictions are; None where there is none.
     """
 
     id: str
@@ -27,6 +29,7 @@ class TrialStart:
     job_type: str = "trial"
     config: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 class Tracker(Protocol):

@@ -38,8 +38,9 @@ def _items(items: Any) -> dict[str, Any]:
 
 
 def rows(found: list[Record]) -> list[dict[str, Any]]:
-    """Rows without what the client adds (keys with an underscore)."""
-    return [{key: value for key, value in _items(history.item).items() if not key.startswith("_")} for history in of(found, "history")]
+    """Rows of numbers, without what the client adds (keys with an underscore); images are rows of their own."""
+    kept = [{key: value for key, value in _items(history.item).items() if not key.startswith("_")} for history in of(found, "history")]
+    return [row for row in kept if not any(key.startswith("images/") for key in row)]
 
 
 def config(found: list[Record]) -> dict[str, Any]:
