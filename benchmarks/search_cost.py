@@ -5,6 +5,7 @@
     python benchmarks/search_cost.py --only memory       # of the driver, with 5,000 trials
     python benchmarks/search_cost.py --only trivial      # 500 trials that cost nothing, beside plain Ray Tune with OptunaSearch and ASHA
     python benchmarks/search_cost.py --only added        # seconds that a trial adds to the bare training function
+    python benchmarks/search_cost.py --only nested       # the same of trials of two workers, by phase
 
 Rows go to stdout as JSON lines. Each measurement of time has a process of its own; `cpu_ms` is that of the driver's process alone, which another
 load on the machine does not change, `ms` is by the clock. The trials that cost nothing are a function that reports four rows, two at a time, in
@@ -186,7 +187,8 @@ def plain(trials: int, *, reuse: bool | None) -> dict[str, Any]:
 
 
 def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
-    """A search of short trainings one after another, or the same configurations in a loop."""
+    """A search of short trainings one after another, of one worker or two, or the same configurations in a loop."""
+    workers = 2 if kind == "nested" else 1
     raw = {
         "run": {
             "data": {"kind": "scenes", "size": [64, 64], "num_train": 48, "num_val": 8},
@@ -198,9 +200,10 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
         "scheduler": {"kind": "none"},
         "sampler": {"kind": "random"},
         "limits": {} if limits else {"memory_mib": None},
-        "budget": {"trials": trials, "concurrency": 1},
+        "budget": {"trials": trials, "concurrency": 1, "workers_per_trial": workers},
     }
     search = make_search(raw)
+    phases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if kind == "bare":
             from imachsr.train.loop import train
@@ -216,11 +219,14 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
             from imachsr.search.tuner import run_search
             from imachsr.train.capacity import connect
 
-            connect(cpus=2)
-            ends: dict[int, float] = {}
+            connect(cpus=2, has_dashboard=workers > 1)
+            begins, firsts, ends = dict[int, float](), dict[int, float](), dict[int, float]()
 
             def told(trials_now: list[dict[str, Any]]) -> None:
                 for trial in trials_now:
+                    begins.setdefault(trial["number"], time.perf_counter())
+                    if trial["epochs"]:
+                        firsts.setdefault(trial["number"], time.perf_counter())
                     if trial["state"] == "COMPLETE":
                         ends.setdefault(trial["number"], time.perf_counter())
 
@@ -228,8 +234,17 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
             assert {trial["state"] for trial in summary["trials"]} == {"COMPLETE"}
             numbers = sorted(ends)
             seconds = [0.0, *(ends[other] - ends[one] for one, other in zip(numbers, numbers[1:], strict=False))]
-    # The first also loads libraries and data, in both.
-    return {"what": f"{kind}, limits {limits}", "trial_s": round(statistics.median(seconds[1:]), 2), "each": [round(each, 2) for each in seconds[1:]]}
+            later = numbers[1:]
+            rows = [json.loads(line) for line in (Path(folder) / "result" / "trials.jsonl").read_text().splitlines()]
+            epoch_s = {number: [row["time/epoch_s"] for row in rows if row["trial"] == number] for number in later}
+            phases = {
+                "to_first_epoch_s": round(statistics.median(firsts[number] - begins[number] - epoch_s[number][0] for number in later), 2),
+                "epochs_s": round(statistics.median(sum(epoch_s[number]) for number in later), 2),
+                "from_first_row_s": round(statistics.median(ends[number] - firsts[number] for number in later), 2),
+            }
+    # The first also loads libraries and data, in all of them.
+    told_s = {"trial_s": round(statistics.median(seconds[1:]), 2), "each": [round(each, 2) for each in seconds[1:]]}
+    return {"what": f"{kind}, limits {limits}", **told_s, **phases}
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
@@ -244,6 +259,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
         [step for _ in range(arguments.rounds) for step in ("bare", "search") for step in [f"trained(12, limits={step == 'search'}, kind={step!r})"]]
         + ["trained(12, limits=False, kind='search')"]
     ),
+    "nested": lambda arguments: ["trained(5, limits=False, kind='bare')", "trained(5, limits=False, kind='nested')"],
 }
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.search_quality                     # all of it: about ten minutes on one core
     python -m benchmarks.search_quality --repeats 6         # for a look
     python -m benchmarks.search_quality --only random,ours  # some contestants
+    python -m benchmarks.search_quality --draws search      # one of the table's seeds for all trials of a search, instead of one a trial
     python -m benchmarks.search_quality --null              # only how often a confirmation calls a difference where there is none
 
 Writes search_quality.svg and prints tables. The table of trainings is shipped; benchmarks/search_quality/table.py builds another.
@@ -11,13 +12,14 @@ Writes search_quality.svg and prints tables. The table of trainings is shipped; 
 import argparse
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from benchmarks.search_quality import measures, null
 from benchmarks.search_quality.contestants import ENTRIES, GRACE, REDUCTION
 from benchmarks.search_quality.plot import Line, figure
-from benchmarks.search_quality.simulate import Problem, Replay, describe, replay
+from benchmarks.search_quality.simulate import Draws, Problem, Replay, describe, replay
 from benchmarks.search_quality.table import FILE, load
 
 
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.1, help="share of all cells, in epochs")
     parser.add_argument("--startup", type=float, default=None, help="seconds before a trial's first epoch; the table's median by default")
     parser.add_argument("--only", default=",".join(ENTRIES), help="some of " + ", ".join(ENTRIES))
+    parser.add_argument("--draws", choices=get_args(Draws), default="trial", help="what draws one of the table's seeds")
     parser.add_argument("--studies", type=int, default=10_000)
     parser.add_argument("--null", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1])
@@ -82,12 +85,16 @@ def main() -> None:
         for name in arguments.only.split(","):
             began = time.perf_counter()
             makes = [ENTRIES[name].make(table, seed) for seed in range(arguments.repeats)]
-            found[name] = [replay(make, problem, budget=budget, workers=arguments.workers, seed=seed) for seed, make in enumerate(makes)]
+            found[name] = [
+                replay(make, problem, budget=budget, workers=arguments.workers, seed=seed, draws=arguments.draws) for seed, make in enumerate(makes)
+            ]
             print(f"{name}: {(time.perf_counter() - began) / arguments.repeats:.2f} s a search", flush=True)
         text, drawn = compare(found, problem)
         print(f"\n{text}\n")
-        (arguments.out / "search_quality.svg").write_text(drawn, encoding="utf-8")
-    print(null.report(table, studies=arguments.studies))
+        if arguments.draws == "trial":
+            (arguments.out / "search_quality.svg").write_text(drawn, encoding="utf-8")
+    if arguments.null or arguments.draws == "trial":
+        print(null.report(table, studies=arguments.studies))
 
 
 if __name__ == "__main__":

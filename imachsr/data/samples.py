@@ -1,5 +1,7 @@
 """What every data set gives: decoded images with their labels."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -42,6 +44,14 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of all images, labels and names: equal for the same samples in the same order."""
+        digest = hashlib.sha256(json.dumps([list(self.images.shape), list(self.names)]).encode())
+        for tensor in (self.images, self.labels):
+            for sample in tensor:  # of memory-mapped ones never all at once
+                digest.update(sample.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
     def subset(self, indices: Sequence[int]) -> "Samples":
         """The samples at these indices, in this order."""

@@ -59,7 +59,8 @@ class Meter:
 
     def end(self, number: int) -> None:
         """It holds them no longer."""
-        before, self.held_s[number] = self.held_s.get(number, 0.0), self.seconds(number)
+        # As it is written down, so that what is derived from it is the same when the search is continued.
+        before, self.held_s[number] = self.held_s.get(number, 0.0), round(self.seconds(number), 3)
         self._ended_s += self.held_s[number] - before
         self._began.pop(number, None)
 

@@ -14,7 +14,7 @@ from imachsr.search.canonical import fingerprint
 from imachsr.search.paired import ALPHA, most_comparisons, pairs_needed, smallest_p
 from imachsr.search.space import Search, make_search, search_to_dict
 from imachsr.search.space.parameters import settings_of
-from imachsr.search.verdict import judge
+from imachsr.search.verdict import judge, other_data
 from imachsr.tracking.events import Tracker, finite
 
 FOLDER, PLAN, RESULT, SETTINGS = "confirm", "plan.json", "confirm.json", "search.yaml"
@@ -97,6 +97,7 @@ def make_plan(
         "configurations": chosen,
         "left_out": left_out,
         "revisions": revisions(),
+        "data": summary.get("data", {}),
     }
     return Plan(search=found, facts=json.loads(json.dumps(finite(facts))))
 
@@ -219,6 +220,7 @@ def confirm(
     tracker: Tracker | None = None,
     on_change: Callable[[list[dict[str, Any]]], object] = lambda trials: None,
     on_ready: Callable[[], object] = lambda: None,
+    say: Callable[[str], object] = lambda line: None,
     resume: bool = False,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Run a plan, and judge it once all of its runs have ended: nobody is to stop when a look at the half says what was hoped for.
@@ -229,6 +231,7 @@ def confirm(
         tracker: As in :func:`imachsr.search.tuner.run_search`, like the next two.
         on_change: Likewise.
         on_ready: Likewise.
+        say: Called with a line for the user where the data are not those of the search.
         resume: Go on with the confirmation that is in the folder.
 
     Returns:
@@ -250,7 +253,11 @@ def confirm(
             write_text(folder / PLAN, json.dumps(held, indent=1) + "\n")
         on_ready()
 
-    summary, lines = run_search(plan.search, folder, tracker=tracker, on_change=on_change, on_ready=begin, resume=resume)
+    def compare(data: Mapping[str, str]) -> None:
+        if strange := other_data(plan.facts.get("data", {}), data):
+            say(f"note: {strange}")
+
+    summary, lines = run_search(plan.search, folder, tracker=tracker, on_change=on_change, on_data=compare, on_ready=begin, resume=resume)
     if not summary["finished"]:
         return None, lines
     found = judge(plan.facts, summary)

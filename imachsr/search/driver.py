@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 from imachsr.config.load import dump_yaml
 from imachsr.files import write_text
-from imachsr.search.budget import Meter
 from imachsr.search.ending import without_promise, without_room
 from imachsr.search.entry import Entry
 from imachsr.search.folder import SETTINGS, check_folder, holds_search, lock
 from imachsr.search.ledger import Ledger, Line, taps_of
 from imachsr.search.pace import Pace
-from imachsr.search.replay import STOPPED, entry_of, is_stop, refill
+from imachsr.search.replay import STOPPED, by_trial, entry_of, is_stop, meter_of, refill
 from imachsr.search.samplers import ExhaustedError
 from imachsr.search.space import Search, search_to_dict
 from imachsr.search.study import Offer, Record, State, Study
-from imachsr.search.summary import Summary, Trials, earlier_revisions, earlier_s
+from imachsr.search.summary import Summary, Trials, earlier_s
 from imachsr.search.task import Task, Training, wrong_in
-from imachsr.search.tracked import trial_id, trial_start
+from imachsr.search.tracked import ENDED, trial_id, trial_start
 from imachsr.tracking.events import NullTracker, Tracker
 from imachsr.train import checkpoint
+from imachsr.train.gallery import SAMPLES
 
 ERROR = "error.txt"
 TELL_S, WRITE_S = 0.2, 2.0
@@ -45,6 +45,7 @@ class Driver:
         resume: Go on with the search that is in the folder.
         study_url: Of a database for the study.
         concurrency: Trials at a time, >= 1; for what is told of the time left.
+        data: Fingerprints of the data by split.
         clock: Seconds, ascending; of the budget.
 
     Raises:
@@ -62,6 +63,7 @@ class Driver:
         resume: bool = False,
         study_url: str | None = None,
         concurrency: int = 1,
+        data: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.search, self.task, self.concurrency = folder, search, task or Training(search=search), concurrency
@@ -91,20 +93,14 @@ class Driver:
             write_text(folder / SETTINGS, settings)  # what is refused changes nothing
             lines, self._ledger.lines = self._ledger.lines, []
             self._replay(records, lines)
-            held = {number: float(entry.facts.get("held_s", 0.0)) for number, entry in self.entries.items()}
-            before_s = max(earlier_s(folder), max((line.wall_s for line in lines), default=0.0))
-            self.meter = Meter(budget=search.budget, earlier_s=before_s, held_s=held, clock=clock)
-            self._summary = Summary(
-                folder=folder, search=search, uid=self.study.uid, levels=self._rule.levels, max_epochs=whole, revisions=earlier_revisions(folder)
-            )
+            self.meter = meter_of(search.budget, self.entries, lines, earlier_s(folder), clock)
+            self._summary = Summary(folder=folder, search=search, uid=self.study.uid, levels=self._rule.levels, max_epochs=whole, data=data or {})
             self._settle()
             self._opened = opened.pop_all()
 
     def _replay(self, records: Iterable[Record], lines: Iterable[Line]) -> None:
         """Rungs and curves as they were when an earlier driver of this folder ended."""
-        own: dict[int, list[Line]] = {}
-        for line in lines:
-            own.setdefault(line.trial, []).append(line)
+        own = by_trial(lines)
         for record in records:
             proposal = record.proposal
             config = self._configured(proposal.number, proposal.values, proposal.seed) if record.state == "RUNNING" else {}
@@ -179,7 +175,7 @@ class Driver:
     def _begin(self, entry: Entry) -> None:
         self._began.add(entry.proposal.number)
         self.meter.begin(entry.proposal.number)
-        self._tracker.start(trial_start(self.search, self.study.uid, entry))
+        self._tracker.start(trial_start(self.search, self.study.uid, entry, self._summary.code, self.trial_folder(entry.proposal.number)))
 
     def trial_folder(self, number: int) -> Path:
         """Absolute folder of a trial's training; made where it is missing."""
@@ -251,15 +247,15 @@ class Driver:
         number = entry.proposal.number
         self._began.discard(number)
         self.meter.end(number)
-        entry.facts["held_s"] = round(self.meter.seconds(number), 3)
+        entry.facts["held_s"] = self.meter.seconds(number)
         if entry.error is not None:
             write_text(self.trial_folder(number) / ERROR, f"{entry.error[1]}\n")
         outcome = entry.outcome()
         # The study last: a driver that dies before leaves a trial that the next one ends again.
         if state != "COMPLETE":  # nothing goes on from it, and it is large
             checkpoint.remove(self.trial_folder(number))
-        ended = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed"}[state]
-        self._tracker.end(trial_id(self.study.uid, number), ended, {"value": entry.value, "epochs": entry.epochs, **outcome})
+            (self.trial_folder(number) / SAMPLES).unlink(missing_ok=True)  # the same as every other trial's
+        self._tracker.end(trial_id(self.study.uid, number), ENDED[state], {"value": entry.value, "epochs": entry.epochs, **outcome})
         self.study.end(number, state, values=entry.values, outcome=outcome, constraints=entry.excess)
         entry.state = state
         self._look_around()

@@ -10,7 +10,7 @@ from imachsr.search.database import FILE, URL_FILE
 from imachsr.search.space import Search, make_search, search_to_dict
 
 SETTINGS = "search.yaml"
-CHANGEABLE = ("budget", "name")
+CHANGEABLE = ("budget", "name", "confirm")
 """What may differ when a search is continued: how much, not what."""
 
 

@@ -1,15 +1,39 @@
 """Trials as the study and the ledger have them, for a driver to go on from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from imachsr.search.budget import Meter
 from imachsr.search.entry import Entry
 from imachsr.search.ledger import Line
 from imachsr.search.scheduler import Rule
+from imachsr.search.space.rules import Budget
 from imachsr.search.study import Record
 from imachsr.search.task import Config, Task
 
 STOPPED = "stopped by the scheduler"
 _OF_THE_END = ("error", "why", "taps", "max_epochs", "excess")
+
+
+def by_trial(lines: Iterable[Line]) -> dict[int, list[Line]]:
+    """Each trial's own lines."""
+    own: dict[int, list[Line]] = {}
+    for line in lines:
+        own.setdefault(line.trial, []).append(line)
+    return own
+
+
+def meter_of(budget: Budget, entries: Mapping[int, Entry], lines: Iterable[Line], earlier_s: float, clock: Callable[[], float]) -> Meter:
+    """What was spent so far, to be added to.
+
+    Args:
+        budget: Of the search.
+        entries: All trials.
+        lines: All lines.
+        earlier_s: Wall time of the earlier sittings as far as summary.json told it, seconds.
+        clock: Seconds, ascending.
+    """
+    held = {number: float(entry.facts.get("held_s", 0.0)) for number, entry in entries.items()}
+    return Meter(budget=budget, earlier_s=max([earlier_s, *(line.wall_s for line in lines)]), held_s=held, clock=clock)
 
 
 def entry_of(record: Record, lines: Iterable[Line], task: Task, config: Config) -> Entry:

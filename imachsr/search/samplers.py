@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,22 +15,22 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler,
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from imachsr.config.schema import ConfigError
+from imachsr.search.grid import ExhaustedError, Grid
 from imachsr.search.space import Search
-from imachsr.search.space.reach import grid, independent, joint, notes
+from imachsr.search.space.reach import independent, joint, notes
 
 __all__ = ["ExhaustedError", "independent", "is_control", "make_sampler", "notes"]
 
 # Drafts of the sampler, then of chance, before a space counts as empty. A Gaussian process is costly, and proposes much the same again.
 _TRIES = {"gp": 8}
 _FREE_TRIES, _RANDOM_TRIES = 64, 5000
-# Drafts equal to earlier configurations, of the sampler and then of chance, before a space counts as searched.
-_SAME_TRIES, _SAME_RANDOM_TRIES = 8, 500
+# Drafts equal to earlier configurations, of the sampler and then of chance, before a space counts as searched. A model that was asked once more
+# mostly says the same, and each answer is a fit to all trials.
+_SAME_TRIES, _SAME_RANDOM_TRIES = 1, 500
+# Neighbours of the sampler's draft between the two: this many with one knob changed, then with two, and so on.
+_NEAR_TRIES, _NEAR_KNOBS = 16, 4
 # Drafts against the constraints that TPE is shown, the latest.
 _REMEMBERED = 64
-
-
-class ExhaustedError(Exception):
-    """A space has no configuration left that was not proposed before."""
 
 
 def is_control(search: Search, number: int) -> bool:
@@ -84,10 +84,10 @@ def make_sampler(
         elif sampler.kind == "nsga2":
             inner = NSGAIISampler(seed=seed, population_size=sampler.population or 50)
         elif sampler.kind == "grid":
-            inner = _Grid(search)
+            inner = Grid(search)
         else:
             inner = _auto(seed)
-    return _Proposer(search, inner, RandomSampler(seed=(seed + 1) % 2**32), is_known)
+    return _Proposer(search, inner, RandomSampler(seed=(seed + 1) % 2**32), random.Random(seed), is_known)
 
 
 def _auto(seed: int) -> BaseSampler:
@@ -110,8 +110,17 @@ class _Proposer(BaseSampler):
     other models learn from whole trials only.
     """
 
-    def __init__(self, search: Search, inner: BaseSampler, by_chance: RandomSampler, is_known: Callable[[Mapping[str, Any]], bool]) -> None:
-        self._search, self._inner, self._by_chance, self._is_known = search, inner, by_chance, is_known
+    def __init__(
+        self,
+        search: Search,
+        inner: BaseSampler,
+        by_chance: RandomSampler,
+        generator: random.Random,
+        is_known: Callable[[Mapping[str, Any]], bool],
+    ) -> None:
+        self._search, self._inner, self._by_chance, self._generator, self._is_known = search, inner, by_chance, generator, is_known
+        self._same: dict[str, Any] = {}
+        self._equal: set[tuple[tuple[str, Any], ...]] = set()
         self._joint: dict[str, BaseDistribution] | None = None
         self._needed: list[str] = []
         if isinstance(inner, (GPSampler, CmaEsSampler, NSGAIISampler)):
@@ -125,7 +134,7 @@ class _Proposer(BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         values = self._draw(_View(study, self._needed, self._broken, self._startup), trial)
-        self._drawn[trial.number] = {key: self._search.space[key].told(value) for key, value in values.items()}
+        self._drawn[trial.number] = self._told(values)
         return self._search.distributions(values)
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
@@ -146,11 +155,13 @@ class _Proposer(BaseSampler):
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         broken: dict[str, int] = {}
-        if isinstance(self._inner, _Grid):
+        if isinstance(self._inner, Grid):
             return self._drafted(study, trial, self._inner, None, itertools.count(), broken, math.inf)[0] or {}
         tries = range(_TRIES.get(self._search.sampler.kind, _FREE_TRIES))
-        # A model that is sure of itself proposes the same again and again: chance is then the better guide to what is left.
-        values, _ = self._drafted(study, trial, self._inner, self._joint, tries, broken, _SAME_TRIES)
+        values, same = self._drafted(study, trial, self._inner, self._joint, tries, broken, _SAME_TRIES)
+        # A model that is sure of itself proposes the same again and again. Chance stays chance, which is even over what is left.
+        if values is None and same and not isinstance(self._inner, RandomSampler):
+            values = self._neighbour(study, trial)
         if values is not None:
             return values
         values, same = self._drafted(study, trial, self._by_chance, None, range(_RANDOM_TRIES), broken, _SAME_RANDOM_TRIES)
@@ -179,20 +190,47 @@ class _Proposer(BaseSampler):
         same = 0
         for _ in tries:
             values = self._search.suggest(_Draft(sampler, study, trial, space))
-            excess = self._search.excess(values)
+            excess, is_new = self._judged(values)
             for key in excess:
                 broken[key] = broken.get(key, 0) + 1
             if excess and isinstance(sampler, TPESampler):
                 self._remember(trial, values, excess)
-            if not excess and not self._is_known(values):
+            if is_new:
                 return values, same
-            same += not excess
+            if not excess:
+                same, self._same = same + 1, self._told(values)
             if same >= most_same:
                 break
         return None, same
 
+    def _judged(self, values: dict[str, Any]) -> tuple[dict[str, float], bool]:
+        """What a configuration breaks, and whether it can be proposed."""
+        # Both questions build a run, and a search that goes on asks them of the same configurations again and again: what was equal stays equal.
+        name = tuple(sorted(self._told(values).items()))
+        if name in self._equal:
+            return {}, False
+        if excess := self._search.excess(values):
+            return excess, False
+        if is_known := self._is_known(values):
+            self._equal.add(name)
+        return {}, not is_known
+
+    def _told(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self._search.space[key].told(value) for key, value in values.items()}
+
+    def _neighbour(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any] | None:
+        """The last draft that was not new, with one knob and what it switches on drawn anew, or as few knobs as it takes; None: none tried is new."""
+        for number in range(1, min(_NEAR_KNOBS, len(self._same)) + 1):
+            for _ in range(_NEAR_TRIES):
+                changed = self._generator.sample(list(self._same), number)
+                kept = {key: value for key, value in self._same.items() if key not in changed}
+                values = self._search.suggest(_Draft(self._by_chance, study, trial, {}, kept))
+                if self._judged(values)[1]:
+                    return values
+        return None
+
     def _remember(self, trial: FrozenTrial, values: Mapping[str, Any], excess: dict[str, float]) -> None:
-        params = {key: self._search.space[key].told(value) for key, value in values.items()}
+        params = self._told(values)
         told = create_trial(state=TrialState.PRUNED, params=params, distributions=self._search.distributions(params), constraints=excess)
         told.number = trial.number - 1  # as recent as can be, but not the trial itself
         self._broken.append(told)
@@ -201,12 +239,21 @@ class _Proposer(BaseSampler):
 class _Draft:
     """A trial that is drawn without being recorded, as :class:`optuna.Trial` draws: jointly where the sampler can, else each value by itself."""
 
-    def __init__(self, sampler: BaseSampler, study: optuna.Study, trial: FrozenTrial, space: Mapping[str, BaseDistribution] | None) -> None:
-        self._sampler, self._study, self._trial = sampler, study, trial
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        space: Mapping[str, BaseDistribution] | None,
+        kept: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._sampler, self._study, self._trial, self._kept = sampler, study, trial, kept or {}
         self._space = dict(space) if space is not None else sampler.infer_relative_search_space(study, trial)
         self._relative = sampler.sample_relative(study, trial, self._space)
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name in self._kept:
+            return self._kept[name]
         if name in self._relative and self._space.get(name) == distribution:
             return self._relative[name]
         return self._sampler.sample_independent(self._study, self._trial, name, distribution)
@@ -238,43 +285,3 @@ class _View(optuna.Study):
         is_model = bool(self._broken) and states is not None and TrialState.PRUNED in states
         is_started = is_model and sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in found) >= self._startup
         return [*found, *self._broken] if is_started else found
-
-
-class _Grid(BaseSampler):
-    """All configurations, in an order shuffled by the seed, each once; those of trials that are there are done.
-
-    Optuna's own grid has each conditional knob in every configuration, spends configurations on arms, and ends a loop that is not there.
-    """
-
-    def __init__(self, search: Search) -> None:
-        self._search = search
-        self._points = list(grid(search))
-        random.Random(search.sampler.seed).shuffle(self._points)
-        self._place = 0
-
-    def _unvisited(self, study: optuna.Study) -> Iterator[dict[str, Any]]:
-        # Without a note of ours, a failed trial is one that was broken off while it was being asked.
-        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs or trial.state != TrialState.FAIL]
-        visited = {_key(trial.params) for trial in trials}
-        while self._place < len(self._points):
-            point = self._points[self._place]
-            self._place += 1
-            told = {key: self._search.space[key].told(value) for key, value in point.items()}
-            if _key(told) not in visited:
-                yield told
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        self._told = next(self._unvisited(study), None)
-        if self._told is None:
-            raise ExhaustedError(f"all {len(self._points)} configurations of the grid are there")
-        return self._search.distributions(self._told)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
-        return dict(self._told or {})
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
-        raise AssertionError(f"a grid gives every knob, but not {param_name}")
-
-
-def _key(params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(params.items()))

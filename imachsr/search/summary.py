@@ -4,11 +4,12 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
 from imachsr.revision import revisions
 from imachsr.search.budget import Meter
@@ -32,7 +33,7 @@ class Summary:
         uid: Of the study.
         levels: Epochs at which trials may be stopped.
         max_epochs: Of a whole trial.
-        revisions: Of the code that the search began with; those of now when None.
+        data: Fingerprints of the data by split.
     """
 
     folder: Path
@@ -40,12 +41,12 @@ class Summary:
     uid: str
     levels: tuple[int, ...]
     max_epochs: int
-    revisions: Mapping[str, str | None] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
-    def _code(self) -> dict[str, Any]:
-        """What ran, looked up once."""
-        return {"versions": versions(), "revisions": dict(revisions() if self.revisions is None else self.revisions)}
+    def code(self) -> dict[str, Any]:
+        """What ran on what, looked up once: data, versions, revisions."""
+        return {"data": dict(self.data), "versions": versions(), "revisions": earlier_revisions(self.folder) or revisions()}
 
     def trials(self, entries: Mapping[int, Entry], meter: Meter) -> Trials:
         """A mapping of plain values a trial, by number."""
@@ -101,7 +102,7 @@ class Summary:
             "spent": {name: round(each, _DIGITS) for name, each in asdict(meter.spent()).items()},
             "left_s": None if left_s is None else round(left_s, 1),
             "wall_s": round(meter.wall_s, 3),
-            **self._code,
+            **self.code,
             "trials": trials,
             "best": self._best(trials),
             "front": self._front(trials),
@@ -179,6 +180,15 @@ def earlier_revisions(folder: Path) -> dict[str, str | None] | None:
     """Of the code that a folder's search began with; None for a new one."""
     found = _earlier(folder, "revisions")
     return found if isinstance(found, dict) else None
+
+
+def check_data(folder: Path, data: Mapping[str, str]) -> None:
+    """Raise ConfigError where a folder's search began with other data than these fingerprints are of."""
+    before = _earlier(folder, "data")
+    for split, found in data.items():
+        if isinstance(before, dict) and before.get(split, found) != found:
+            rule = f"the data must be those that the search in {folder} began with"
+            raise ConfigError(f"{rule}, but {split} has the fingerprint {found} and had {before[split]}; put them back, or begin anew elsewhere")
 
 
 def _earlier(folder: Path, key: str) -> Any:

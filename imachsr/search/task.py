@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError
-from imachsr.data.samples import Samples
+from imachsr.data.samples import Samples, Split
 from imachsr.search.canonical import fingerprint, fingerprint_of
 from imachsr.search.space import Search, check_metric
 from imachsr.train.applied import differences
@@ -154,8 +154,8 @@ def check_objectives(search: Search) -> None:
         raise ConfigError(f"also: must name other metrics than metric.name and each other, but got {', '.join(names)}")
 
 
-def rehearse(search: Search) -> None:
-    """What would fail in every trial of a training fails here, before any starts.
+def rehearse(search: Search) -> dict[str, str]:
+    """What would fail in every trial of a training fails here, before any starts; the fingerprints of the baseline's data by split.
 
     Raises:
         ConfigError: If a metric will not be there, the data cannot be read, or an arm's model and method do not fit.
@@ -164,17 +164,18 @@ def rehearse(search: Search) -> None:
 
     check_objectives(search)
     loaded: dict[str, Samples] = {}  # by data setting: arms mostly share one
+    prints: dict[str, str] = {}
     for arm in search.arms:
         run = search.run_of(arm.set_, name=arm.name, seed=search.seeds[0])
         data = json.dumps(run_to_dict(run)["data"], sort_keys=True)
         if data not in loaded:
-            loaded[data] = run.data.load("train")
-            if search.score_on == "select":
-                loaded[data], _ = search.selection.split(loaded[data])
-            else:
-                run.data.load("val")
+            splits: tuple[Split, ...] = ("train",) if search.score_on == "select" and search.confirm is None else ("train", "val")
+            whole = {split: run.data.load(split) for split in splits}
+            loaded[data] = search.selection.split(whole["train"])[0] if search.score_on == "select" else whole["train"]
+            prints = prints or {split: samples.fingerprint() for split, samples in whole.items()}
         size = (loaded[data].images.shape[-2], loaded[data].images.shape[-1])
         build_net(run, num_classes=run.data.num_classes, size=size, samples=loaded[data], steps_per_epoch=1)
+    return prints
 
 
 def _is_finite(value: object) -> bool:

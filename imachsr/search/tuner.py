@@ -23,7 +23,7 @@ from imachsr.search.driver import WAIT, Driver
 from imachsr.search.folder import check_folder
 from imachsr.search.mirror import FolderMirror
 from imachsr.search.space import Search
-from imachsr.search.summary import Trials
+from imachsr.search.summary import Trials, check_data
 from imachsr.search.task import Function, Task, Training, rehearse
 from imachsr.search.worker import Messages, run_function, run_training
 from imachsr.tracking.events import Tracker
@@ -102,11 +102,16 @@ def _heard(driver: Driver, number: int, message: dict[str, Any]) -> bool:
 
 
 class _Ends(Callback):
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, key: str, say: Callable[[str], object] = lambda line: None) -> None:
+        self.key, self.say = key, say
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _DRIVERS[self.key].on_end(trial.config["number"])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        entry, found = _DRIVERS[self.key].entries[trial.config["number"]], hung(Path(trial.config["output"]), {})
+        why = f"a step took more than recovery.hang_minutes (stacks in {found[0]})" if found else "its worker died"
+        self.say(f"trial {entry.proposal.number}: {why}; it starts again behind epoch {entry.epochs}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text().strip() if trial.error_file and Path(trial.error_file).exists() else ""
@@ -122,6 +127,7 @@ def run_search(
     *,
     tracker: Tracker | None = None,
     on_change: Callable[[Trials], object] = lambda trials: None,
+    on_data: Callable[[Mapping[str, str]], object] = lambda data: None,
     on_ready: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = lambda line: None,
     resume: bool = False,
@@ -138,6 +144,7 @@ def run_search(
         folder: Result folder; on several machines one that all of them share.
         tracker: Told of every trial, in this process.
         on_change: Called with all trials whenever one changes.
+        on_data: Called with the fingerprints of the data by split, before ``on_ready``; with none for a function.
         on_ready: Called once all has been checked that needs no cluster, before Ray starts.
         say: Called with a line for the user: how many trials run at a time, and why.
         resume: Continue the search that is in the folder.
@@ -151,12 +158,14 @@ def run_search(
         The content of summary.json, and the tracker's lines for the user.
 
     Raises:
-        ConfigError: If the data cannot be read, the model does not fit, or the cluster can never hold a trial.
+        ConfigError: If the data cannot be read, or are not those that the search began with, the model does not fit, or the cluster can never hold a
+            trial.
     """
     # Before the folder is made, so that a mistake can be mended and the same command given again.
     check_folder(folder, search, resume=resume)
-    if function is None:
-        rehearse(search)
+    data = rehearse(search) if function is None else {}
+    check_data(folder, data)
+    on_data(data)
     on_ready()
     concurrency = _reserve(search, say, is_training=function is None)
     if courier is None:
@@ -166,14 +175,16 @@ def run_search(
     task: Task = function or Training(search=search)
     mirror = None if courier is None else FolderMirror(courier, folder, say=say)
     told = on_change if mirror is None else mirror.following(on_change)
-    driver = Driver(folder, search, task=task, tracker=tracker, on_change=told, resume=resume, study_url=study_url, concurrency=concurrency)
+    driver = Driver(
+        folder, search, task=task, tracker=tracker, on_change=told, resume=resume, study_url=study_url, concurrency=concurrency, data=data
+    )
     key = str(folder.absolute())
     _DRIVERS[key] = driver
     with contextlib.nullcontext() if mirror is None else mirror:
         try:
             driver.study.learn(learnt)
             if driver.remaining:
-                _run(search, driver, key, max_failures, concurrency, function, None if courier is None else courier.uri)
+                _run(search, driver, key, max_failures, concurrency, function, None if courier is None else courier.uri, _Ends(key, say))
         finally:
             del _DRIVERS[key]
             summary, lines = driver.close()
@@ -239,7 +250,9 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _run(search: Search, driver: Driver, key: str, max_failures: int, concurrency: int, function: Function | None, storage: str | None) -> None:
+def _run(
+    search: Search, driver: Driver, key: str, max_failures: int, concurrency: int, function: Function | None, storage: str | None, ends: Callback
+) -> None:
     wanted, workers = _bundle(search), search.budget.workers_per_trial
     on_a_node = max(min(int(node.get(kind, 0.0) / each + 1e-5) for kind, each in wanted.items() if each) for node in _nodes())
     board = Board.open() if workers > 1 else None
@@ -270,7 +283,7 @@ def _run(search: Search, driver: Driver, key: str, max_failures: int, concurrenc
             name="ray",
             storage_path=key,
             verbose=0,
-            callbacks=[_Ends(key)],
+            callbacks=[ends],
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -41,7 +41,7 @@ def judge(facts: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any
         "configurations": found,
         "comparisons": len(others),
         "best": max(means, key=lambda name: means[name], default=None),
-        "notes": _notes(facts, len(values[baseline]), len(others)),
+        "notes": _notes(facts, summary, len(values[baseline]), len(others)),
         "versions": summary["versions"],
     }
 
@@ -84,6 +84,12 @@ def _verdict(each: Mapping[str, Any], mode: str) -> str:
     return "better" if (each["difference"] > 0) == (mode == "max") else "worse"
 
 
+def other_data(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is to be said where a confirmation has other data than its search, by their fingerprints; "" where it has the same."""
+    strange = [f"{split} has the fingerprint {found} and had {before[split]}" for split, found in now.items() if before.get(split, found) != found]
+    return f"The data are not those of the search: {'; '.join(strange)}. What it found there may not hold here." if strange else ""
+
+
 def is_percent(metric: str) -> bool:
     """Whether a metric is in percent, so that differences are points."""
     return "iou" in metric or metric.endswith(("accuracy", "ece"))
@@ -123,10 +129,10 @@ def _of_baseline(each: Mapping[str, Any], metric: str) -> str:
     return f"{each['name']}: {number(each['mean'], metric)} in the mean of {len(each['values'])} runs, what the others are compared with{failed}"
 
 
-def _notes(facts: Mapping[str, Any], pairs: int, comparisons: int) -> list[str]:
+def _notes(facts: Mapping[str, Any], summary: Mapping[str, Any], pairs: int, comparisons: int) -> list[str]:
     is_other = facts["metric"] != facts["confirmed"]
     several = f"{comparisons} comparisons" if comparisons > 1 else "1 comparison"
-    notes = []
+    notes = [strange] if (strange := other_data(facts.get("data", {}), summary.get("data", {}))) else []
     if pairs > 1:
         chance, least = power(pairs, 1.0, comparisons=comparisons), min(1.0, comparisons * smallest_p(pairs))
         notes.append(

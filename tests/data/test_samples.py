@@ -45,6 +45,20 @@ def test_a_subset_has_its_samples_in_the_order_asked_for_and_is_a_copy() -> None
     assert whole.images[2].any()
 
 
+def test_a_fingerprint_is_of_every_pixel_label_name_and_of_their_order() -> None:
+    whole = samples()
+    known = {whole.fingerprint()}
+    assert samples().fingerprint() in known
+    assert whole.subset(range(4)).fingerprint() in known
+    dot, label = samples(), samples()
+    dot.images[3, 2, 2, 4] ^= 1
+    label.labels[0, 0, 0] ^= 1
+    named = Samples(images=whole.images, labels=whole.labels, names=("s_0", "s_1", "s_2", "t_3"))
+    cut = Samples(images=whole.images.reshape(4, 3, 5, 3), labels=whole.labels.reshape(4, 5, 3), names=whole.names)
+    known |= {each.fingerprint() for each in (dot, label, named, cut, whole.subset([1, 0, 2, 3]), whole.subset([0, 1, 2]))}
+    assert len(known) == 7
+
+
 @pytest.mark.parametrize("split", ["Train", "", "validation"])
 def test_an_unknown_split_is_refused(split: str) -> None:
     with pytest.raises(ValueError, match=f"`split` must be one of .* but got '{split}'"):

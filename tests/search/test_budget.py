@@ -44,7 +44,7 @@ def test_what_was_spent_is_the_sum_over_what_each_trial_held() -> None:
         clock.now += generator.expovariate(0.1)
         number = generator.randrange(20)
         if number in began:
-            held[number] = held.get(number, 0.0) + clock.now - began.pop(number)
+            held[number] = round(held.get(number, 0.0) + clock.now - began.pop(number), 3)
             found.end(number)
         else:
             began[number] = clock.now

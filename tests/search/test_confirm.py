@@ -180,6 +180,22 @@ def begun(tmp_path: Path, **given: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_confirmation_on_other_data_says_so_before_it_runs(tmp_path: Path, is_same: bool) -> None:
+    folder, summary = searched(tmp_path / "s")
+    known = make_search(load_yaml(folder / "search.yaml")).base().data.load("train").fingerprint()
+    plan = make_plan(folder, {**summary, "data": {"train": known if is_same else "0123456789abcdef"}})
+    said: list[str] = []
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm(plan, tmp_path / "begun", on_ready=die, say=said.append)
+    words = f"note: The data are not those of the search: train has the fingerprint {known} and had 0123456789abcdef."
+    assert [line.startswith(words) for line in said] == ([] if is_same else [True])
+
+
 def test_a_plan_that_was_begun_is_the_same_plan(tmp_path: Path) -> None:
     folder = begun(tmp_path, top=2, seeds=9, epochs=4)
     plan, again = make_plan(tmp_path / "s", searched(tmp_path / "t")[1], top=2, seeds=9, epochs=4), load_plan(folder)

@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -90,12 +90,102 @@ def test_tpe_learns_where_constraints_are_from_what_it_drafted_in_vain(monkeypat
 def test_what_is_known_is_not_proposed_again_and_the_end_of_a_space_is_told(kind: str) -> None:
     search = search_of(kind, space={"method.loss": {"choice": ["dice", "brier"]}, "optimizer.batch_size": {"int": [1, 4]}}, trials=9)
     seen: list[dict[str, Any]] = []
-    study = study_of(search, make_sampler(search, 0, is_known=lambda values: dict(values) in seen))
+    asked: list[dict[str, Any]] = []
+
+    def is_known(values: Mapping[str, Any]) -> bool:
+        asked.append(dict(values))
+        return asked[-1] in seen
+
+    study = study_of(search, make_sampler(search, 0, is_known=is_known))
     for _ in range(8):
         seen += run(study, search, 1, lambda values: values["optimizer.batch_size"])
     assert sorted(map(str, seen)) == sorted(map(str, grid(search)))
     with pytest.raises(ExhaustedError):
         search.suggest(study.ask())
+    assert len(asked) <= 2 * 8  # a run is built to answer: of no configuration more than when it was new, and once when it was equal
+
+
+REPEATING = {
+    "method.loss": {"choice": ["dice", "brier", "js"]},
+    "optimizer.batch_size": {"int": [1, 6]},
+    "method.alpha": {"choice": [0.1, 0.2, 0.3, 0.4], "when": {"method.loss": "dice"}},
+    "method.beta": {"choice": [0.1, 0.2, 0.3]},
+}
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, cls: type[BaseSampler], method: str) -> list[tuple[Any, Any]]:
+    """Arguments and result of each call of a sampler's method from now on."""
+    calls: list[tuple[Any, Any]] = []
+    original = getattr(cls, method)
+
+    def call(self: Any, *given: Any) -> Any:
+        result = original(self, *given)
+        calls.append((given, result))
+        return result
+
+    monkeypatch.setattr(cls, method, call)
+    return calls
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """Knobs that differ, without the one that another one switches on or off."""
+    is_switched = ("method.alpha" in before) != ("method.alpha" in after)
+    return sum(before.get(key) != after.get(key) for key in {*before, *after}) - is_switched
+
+
+def test_a_model_that_repeats_itself_is_answered_with_a_neighbour_of_what_it_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_of("tpe", space=REPEATING, sampler={"startup_trials": 4})
+    seen: list[dict[str, Any]] = []
+    study = study_of(search, make_sampler(search, 0, is_known=lambda values: dict(values) in seen))
+    drafts, found, nearest = recorded(monkeypatch, TPESampler, "sample_relative"), [], []
+    for _ in range(60):
+        drafts.clear()
+        (drawn,) = run(study, search, 1, lambda values: values["optimizer.batch_size"] + 10 * values["method.beta"])
+        assert drawn not in seen
+        last = {key: value for key, value in drafts[-1][1].items() if key != "method.alpha" or drafts[-1][1]["method.loss"] == "dice"}
+        if last in seen:
+            found.append(changes(last, drawn))
+            nearest.append(min(changes(last, each) for each in grid(search) if each not in seen))
+        seen.append(drawn)
+    assert len(found) > 10, "the model must have repeated itself"
+    # They are drawn, not counted off: a last one may be missed.
+    assert np.mean(np.array(found) == nearest) > 0.8
+    assert set(nearest) >= {1, 2}
+
+
+def test_neighbours_of_ranges_keep_constraints_and_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that rounds to the same counts as equal, so that the model repeats itself on ranges too."""
+    search = search_of("tpe", constraints=CONSTRAINTS, sampler={"startup_trials": 5})
+    seen: set[tuple[Any, ...]] = set()
+
+    def cell(values: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (values["method.loss"], round(3 * values["method.alpha"]), round(3 * values["method.beta"]), values["optimizer.batch_size"] // 4)
+
+    study = study_of(search, make_sampler(search, 0, is_known=lambda values: cell(values) in seen))
+    drafts, repeating = recorded(monkeypatch, TPESampler, "sample_relative"), 0
+    for _ in range(40):
+        (drawn,) = run(study, search, 1, peak)
+        assert search.excess(drawn) == {}
+        assert ("method.loss.temperature" in drawn) == (drawn["method.loss"] == "prototype")
+        assert cell(drawn) not in seen
+        seen.add(cell(drawn))
+        repeating += drafts[-1][1] != {key: value for key, value in drawn.items() if key in drafts[-1][1]}
+    assert repeating > 3
+
+
+def test_a_draw_by_chance_is_whole_also_when_most_of_the_space_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control trial that were a neighbour of what was tried would be no control."""
+    search = search_of("tpe", space={key: value for key, value in REPEATING.items() if key != "method.alpha"})
+    seen: list[dict[str, Any]] = []
+    study = study_of(search, make_sampler(search, 0, at_random=True, is_known=lambda values: dict(values) in seen))
+    draws_, most = recorded(monkeypatch, RandomSampler, "sample_independent"), 0
+    for _ in range(50):
+        draws_.clear()
+        (drawn,) = run(study, search, 1)
+        seen.append(drawn)
+        most = max(most, len(draws_))
+        assert [given[2] for given, _ in draws_] == list(search.order) * (len(draws_) // 3)
+    assert most > 10 * 3
 
 
 @pytest.mark.parametrize("kind", MODELS)

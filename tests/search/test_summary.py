@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from imachsr.config.schema import ConfigError
 from imachsr.console import search_table
 from imachsr.report.html import write_report
 from imachsr.report.table import load_summary, rows
@@ -15,7 +16,7 @@ from imachsr.search.budget import Meter
 from imachsr.search.entry import Entry
 from imachsr.search.pace import Pace
 from imachsr.search.study import Proposal
-from imachsr.search.summary import FILE, Summary, alarms, earlier_revisions, earlier_s
+from imachsr.search.summary import FILE, Summary, alarms, check_data, earlier_revisions, earlier_s
 from tests.search.play import play, score, toy_driver, toy_search
 
 
@@ -115,6 +116,16 @@ def test_what_ran_is_told_as_it_was_when_the_search_began(tmp_path: Path) -> Non
     (tmp_path / FILE).write_text(json.dumps(changed))
     again, _ = toy_driver(tmp_path, resume=True).close()
     assert again["revisions"] == {"imachsr": "then", "folder": None}
+
+
+def test_a_search_goes_on_with_the_data_that_it_began_with_only(tmp_path: Path) -> None:
+    check_data(tmp_path, {"train": "a"})  # a new one
+    summary, _ = toy_driver(tmp_path, data={"train": "a"}).close()
+    assert summary["data"] == {"train": "a"}
+    check_data(tmp_path, {"train": "a"})
+    with pytest.raises(ConfigError, match="the data must be those that the search in .* began with, but train has the fingerprint b and had a"):
+        check_data(tmp_path, {"train": "b"})
+    check_data(tmp_path, {})  # a function of the user's own has none
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"wall_s": null, "revisions": 3}', '{"wall_s": "x"}'])

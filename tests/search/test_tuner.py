@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,8 +111,10 @@ def searched(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     ]
     search = make_search(raw_search(arms, budget={"trials": 6, "concurrency": 2}))
     seen: list[Any] = []
-    summary, _ = run_search(search, folder, on_change=seen.append)
+    said: list[str] = []
+    summary, _ = run_search(search, folder, on_change=seen.append, say=said.append)
     assert marker.exists()
+    (folder / "said").write_text("\n".join(said))
     return folder, search, summary, seen
 
 
@@ -135,6 +138,7 @@ def test_asha_stops_exactly_those_that_its_rule_names(searched: tuple[Path, Sear
 def test_a_trial_whose_worker_was_killed_goes_on_as_if_it_had_not_been(searched: tuple[Path, Search, dict[str, Any], list[Any]]) -> None:
     folder, _, summary, _ = searched
     killed = summary["trials"][1]
+    assert "trial 1: its worker died; it starts again behind epoch 1" in (folder / "said").read_text().splitlines()
     assert (killed["state"], killed["epochs"], killed["error"]) == ("COMPLETE", EPOCHS, None)
     baseline = summary["trials"][0]
     assert killed["value"] == baseline["value"]  # scores to order
@@ -208,6 +212,18 @@ def test_a_trial_that_does_not_fit_is_infeasible_in_seconds_and_its_region_is_to
     assert [item["state"] for item in summary["trials"] if item not in beyond] == ["COMPLETE"] * 4
     told = [trial.constraints for trial in opened(tmp_path / "result").trials if trial.params.get("optimizer.batch_size") is not None]
     assert sum(bool(each) for each in told) == len(beyond)
+
+
+def test_a_search_whose_data_have_changed_is_not_continued(searched: tuple[Path, Search, dict[str, Any], list[Any]], tmp_path: Path) -> None:
+    folder, search, summary, _ = searched
+    assert summary["data"] == {"train": search.base().data.load("train").fingerprint()}
+    other = tmp_path / "result"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("trials"))
+    (other / "summary.json").write_text(json.dumps({**summary, "data": {"train": "0123456789abcdef"}}))
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="train has the fingerprint [0-9a-f]{16} and had 0123456789abcdef; put them back, or begin anew elsewhere"):
+        run_search(search, other, resume=True)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow
@@ -358,6 +374,17 @@ def test_data_that_arms_share_are_read_once_before_the_search(monkeypatch: pytes
     ]
     rehearse(make_search(raw_search(arms, budget={"trials": 5})))
     assert loads == [24, 32]
+
+
+def test_what_a_confirmation_needs_at_the_end_is_looked_for_before_the_search() -> None:
+    raw = raw_search([], budget={"trials": 3})
+    alone = rehearse(make_search(raw))
+    with pytest.raises(ValueError, match="val must stay unseen"):
+        rehearse(make_search({**raw, "confirm": {"top": 1}}))
+    data = {**raw["run"]["data"], "has_val": True}
+    both = rehearse(make_search({**raw, "run": {**raw["run"], "data": data}, "confirm": {"top": 1}}))
+    assert (set(alone), set(both)) == ({"train"}, {"train", "val"})
+    assert both["val"] != both["train"]
 
 
 @pytest.mark.parametrize(("text", "error"), [("", "the worker died"), ("Traceback\n  x\nOSError: gone\n", "OSError: gone")])

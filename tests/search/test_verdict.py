@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from imachsr.search.paired import bootstrap_interval, holm, prediction_interval, sign_flip, wilcoxon
-from imachsr.search.verdict import judge
+from imachsr.search.verdict import judge, other_data
 
 SEEDS = list(range(1000, 1008))
 LEVELS = [30.1, 29.4, 31.0, 30.6, 29.9, 30.3, 31.2, 28.8]
@@ -138,3 +138,13 @@ def test_what_is_written_depends_on_the_runs_alone_and_not_on_their_order() -> N
     summary = ran({"base": [0.0] * 8, "gain": GAIN, "noise": NOISE})
     backwards = {**summary, "trials": summary["trials"][::-1]}
     assert json.dumps(judge(facts("gain", "noise"), summary)) == json.dumps(judge(facts("gain", "noise"), backwards))
+
+
+def test_other_data_than_the_search_had_are_noted() -> None:
+    def notes(before: dict[str, str]) -> list[str]:
+        return judge(facts("gain", data=before), {**ran({"base": [0.0] * 8, "gain": GAIN}), "data": {"train": "aa", "val": "bb"}})["notes"]
+
+    plain = judge(facts("gain"), ran({"base": [0.0] * 8, "gain": GAIN}))["notes"]
+    assert notes({"train": "aa"}) == notes({}) == notes({"train": "aa", "val": "bb"}) == plain
+    assert notes({"train": "cc"}) == [other_data({"train": "cc"}, {"train": "aa", "val": "bb"}), *plain]
+    assert "train has the fingerprint aa and had cc" in notes({"train": "cc"})[0]

@@ -53,6 +53,7 @@ def check(search: Search) -> None:
     _check_constraints(search, unseen)
     _check_points(search)
     _check_amounts(search)
+    _check_confirm(search)
     check_sampler(search)
     _check_room(search)
 
@@ -147,6 +148,24 @@ def _check_amounts(search: Search) -> None:
     epochs = search.base().optimizer.epochs
     if search.function is None and search.scheduler.kind != "none" and search.scheduler.grace >= epochs:
         raise ConfigError(f"scheduler.grace: must be below optimizer.epochs ({epochs}), but got {search.scheduler.grace}; use kind: none")
+
+
+def _check_confirm(search: Search) -> None:
+    if search.confirm is None:
+        return
+    from imachsr.search.paired import ALPHA, most_comparisons, pairs_needed, smallest_p
+
+    if search.function is not None:
+        raise ConfigError("confirm: must be left out with `function`, whose runs nobody can repeat on other data; search again with fresh `seeds`")
+    if search.score_on != "select":
+        raise ConfigError(f"confirm: must be left out with score_on {search.score_on}: nothing is left to confirm on")
+    seeds, comparisons = search.confirm.seeds, search.confirm.top + len(search.arms) - 1
+    if comparisons > most_comparisons(seeds):
+        raise ConfigError(
+            f"confirm.seeds: `2 / 2^seeds x comparisons <= {ALPHA}` must hold, but {seeds} seeds and {comparisons} comparisons "
+            f"({search.confirm.top} configurations and {len(search.arms) - 1} arms beside the baseline) give "
+            f"{smallest_p(seeds) * comparisons:.3g}: nothing could win, however large the gain; set {pairs_needed(comparisons)}"
+        )
 
 
 def _check_room(search: Search) -> None:

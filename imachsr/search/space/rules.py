@@ -106,6 +106,20 @@ class EarlyEnd(Part):
     after: int = Field(8, ge=4)
 
 
+class Confirm(Part):
+    """What follows a finished search by itself: its best and its arms again with fresh paired seeds, on data that it never scored.
+
+    Attributes:
+        top: Best sampled configurations, beside all arms, >= 1.
+        seeds: Fresh ones of each, >= 1, as many as one of the comparisons needs to win.
+        epochs: Of every run, >= 1; null: those of the search.
+    """
+
+    top: int = Field(3, ge=1)
+    seeds: int = Field(8, ge=1)
+    epochs: int | None = Field(None, ge=1)
+
+
 class Budget(Part):
     """How much; the search ends at whichever comes first, at the latest an epoch after it.
 

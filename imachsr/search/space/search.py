@@ -13,7 +13,7 @@ from imachsr.data.splits import Selection
 from imachsr.search.space.conditions import Part
 from imachsr.search.space.constraints import MISSING, Constraint, looked_up
 from imachsr.search.space.parameters import Parameter, Suggests, ordered, settings_of
-from imachsr.search.space.rules import Budget, Limits, Metric, Scheduler
+from imachsr.search.space.rules import Budget, Confirm, Limits, Metric, Scheduler
 from imachsr.search.space.sampler import Sampler
 
 OUTPUT_ONLY = {"method.alpha": 0, "method.beta": 0}
@@ -44,6 +44,7 @@ class Search(Part):
         seeds: Every arm runs with every one of these; sampled trials with the first.
         also: Further objectives: the result is then a Pareto front. Trials are stopped by ``metric`` alone.
         function: The user's own training function, module:name, which is called with the knobs instead of training a run; null: a run is trained.
+        confirm: What follows the search by itself, as ``imachsr confirm`` does it; null: nothing.
         score_on: select, a part cut out of train, so that val stays unseen; or val, for what is to be confirmed.
     """
 
@@ -62,6 +63,7 @@ class Search(Part):
     limits: Limits = Limits()
     selection: Selection = Selection()
     function: str | None = None
+    confirm: Confirm | None = None
     score_on: Literal["select", "val"] = "select"
 
     @property
