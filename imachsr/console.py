@@ -4,13 +4,16 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from imachsr.report.table import STATES, arms, further, has_seeds, rows
+from imachsr.report.table import STATES, arms, further, has_seeds, rows, short
 
 
 def _console(*, stderr: bool) -> Console:
@@ -31,6 +34,13 @@ def print_json(value: Any) -> None:
     from imachsr.tracking.events import finite
 
     sys.stdout.write(json.dumps(finite(value), indent=1) + "\n")
+
+
+def print_line(value: Any, out: TextIO | None = None) -> None:
+    """Print one event for machines, as a line of JSON, at once; on stdout as it is now, or was."""
+    from imachsr.tracking.events import finite
+
+    print(json.dumps(finite(value)), file=out or sys.stdout, flush=True)
 
 
 class Bar:
@@ -63,13 +73,37 @@ class Bar:
             self._bar.stop()
 
 
-class Progress:
-    """What people see of a search: a live table on a terminal, else a line for every change."""
+Style = Literal["live", "lines", "json", "quiet"]
 
-    def __init__(self, metric: str, mode: str, epochs: int, *, is_live: bool) -> None:
-        self._metric, self._mode, self._epochs = metric, mode, epochs
+
+def style_of(*, as_json: bool = False, json_lines: bool = False, quiet: bool = False) -> Style:
+    """How progress is shown with these options, on what stderr is."""
+    if json_lines:
+        return "json"
+    return "quiet" if quiet else "live" if people.is_terminal and not as_json else "lines"
+
+
+class Progress:
+    """What is shown of a search while it runs.
+
+    Args:
+        metric: Its name.
+        mode: max or min.
+        epochs: Of a whole trial.
+        style: ``live``, a view that is drawn anew, for a terminal; ``lines``, a line on stderr for every change; ``json``, an object a line on stdout
+            for every change, with the keys event, number, arm, seed, state, epochs, value, error; or ``quiet``, nothing.
+        folder: Of the results, whose summary.json tells what is left of the budget.
+        trials: In all.
+        event: What such an object is of.
+    """
+
+    def __init__(
+        self, metric: str, mode: str, epochs: int, *, style: Style, folder: Path | None = None, trials: int | None = None, event: str = "trial"
+    ) -> None:
+        self._facts = {"metric": metric, "mode": mode, "max_epochs": epochs, "baseline": 0, "budget": trials}
+        self._style, self._folder, self._out, self._event = style, folder, sys.stdout, event
         self._seen: dict[int, tuple[str, int]] = {}
-        self._live = Live(console=people, refresh_per_second=4, transient=True) if is_live else None
+        self._live = Live(console=people, refresh_per_second=4, transient=True) if style == "live" else None
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -83,17 +117,83 @@ class Progress:
     def update(self, trials: list[dict[str, Any]]) -> None:
         """Show all trials, as in summary.json."""
         if self._live:
-            summary = {"trials": trials, "mode": self._mode, "baseline": 0, "max_epochs": self._epochs, "metric": self._metric}
-            self._live.update(search_table(summary))
+            self._live.update(overview({**_told(self._folder), **self._facts, "trials": trials}, height=people.height))
             return
-        for trial in trials:
+        for trial in trials if self._style != "quiet" else ():
             now = (trial["state"], trial["epochs"])
-            if self._seen.get(trial["number"]) != now:
-                self._seen[trial["number"]] = now
-                value = "" if trial["value"] is None else f"  {self._metric} {trial['value']:.2f}"
-                error = f"  {trial['error']}" if trial["error"] else ""
-                name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
-                people.print(f"{name}: {STATES[trial['state']]}, epoch {trial['epochs']}/{self._epochs}{value}{error}", soft_wrap=True)
+            if self._seen.get(trial["number"]) == now:
+                continue
+            self._seen[trial["number"]] = now
+            if self._style == "json":
+                told = {key: trial.get(key) for key in ("number", "arm", "seed", "state", "epochs", "value", "error")}
+                print_line({"event": self._event, **told}, self._out)
+                continue
+            value = "" if trial["value"] is None else f"  {self._facts['metric']} {trial['value']:.2f}"
+            error = f"  {trial['error']}" if trial["error"] else ""
+            name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
+            state = f"{STATES[trial['state']]}, epoch {trial['epochs']}/{self._facts['max_epochs']}"
+            people.print(f"{name}: {state}{value}{error}", soft_wrap=True)
+
+
+def _told(folder: Path | None) -> dict[str, Any]:
+    """What summary.json held last; {} where there is none yet."""
+    try:
+        found: Any = json.loads((folder / "summary.json").read_text(encoding="utf-8")) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def overview(summary: dict[str, Any], *, height: int) -> Group:
+    """A search at a glance: where it stands, a bar for each running trial, and as much of its table as fits.
+
+    Args:
+        summary: As in summary.json.
+        height: Lines of the terminal.
+    """
+    trials = summary["trials"]
+    running = [trial for trial in trials if trial["state"] == "RUNNING"]
+    bars = Table.grid(padding=(0, 1))
+    most = max(1, height // 3)
+    for trial in running[:most]:
+        name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
+        value = "" if trial["value"] is None else f"{trial['value']:.2f}"
+        done = f"{trial['epochs']}/{summary['max_epochs']}"
+        bars.add_row(name, ProgressBar(total=summary["max_epochs"], completed=trial["epochs"], width=24), done, value, Text(short(trial["params"])))
+    if len(running) > most:
+        bars.add_row(f"and {len(running) - most} more")
+    ended = {**summary, "trials": [trial for trial in trials if trial["state"] != "RUNNING"]}
+    kept = rows(ended)[: max(1, height - len(running[:most]) - 10)]
+    shown = {**ended, "trials": [trial for trial in ended["trials"] if trial["number"] in {row.number for row in kept}]}
+    return Group(Text("\n".join(standing(summary))), bars, *([search_table(shown)] if kept else []))
+
+
+def standing(summary: dict[str, Any]) -> list[str]:
+    """Two or three lines: how many trials ended how, the best against the baseline, what is left."""
+    trials, sign = summary["trials"], 1 if summary["mode"] == "max" else -1
+    states = [trial["state"] for trial in trials]
+    counts = [f"{states.count(state)} {name}" for state, name in STATES.items() if states.count(state)]
+    of = f" of {summary['budget']}" if summary.get("budget") else ""
+    lines = [f"{sum(state != 'RUNNING' for state in states)}{of} trials ended: " + (", ".join(counts) or "none yet")]
+    whole = [trial for trial in trials if trial["state"] == "COMPLETE" and trial["value"] is not None]
+    baseline = next((trial for trial in whole if trial["number"] == summary.get("baseline")), None)
+    if whole:
+        best = max(whole, key=lambda trial: sign * float(trial["value"]))
+        against = "" if baseline is None or best is baseline else f", {best['difference'] or 0:+.2f} against the baseline's {baseline['value']:.2f}"
+        lines.append(f"best so far: trial {best['number']}, {summary['metric']} {best['value']:.2f}{against}")
+    left = [] if summary.get("left_s") is None else [f"about {_span(summary['left_s'])} left"]
+    spent = summary.get("spent") or {}
+    left += [f"{_span(3600 * spent['hours'])} spent"] if spent.get("hours") else []
+    left += [f"{spent['money']:.2f} of money spent"] if spent.get("money") else []
+    return lines + ([", ".join(left)] if left else [])
+
+
+def _span(seconds: float) -> str:
+    """A time as people say it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def search_table(summary: dict[str, Any]) -> Table:
@@ -127,3 +227,11 @@ def arms_table(summary: dict[str, Any]) -> Table | None:
         difference = "" if arm.difference is None else f"{arm.difference:+.2f}"
         shown.add_row(arm.name, str(len(arm.values)), f"{arm.mean:.2f}", difference, arm.each, style="bold" if arm.is_baseline else None)
     return shown
+
+
+def show_search(summary: dict[str, Any], page: Path) -> None:
+    """A search's table, the means of its arms, and where its report is."""
+    plain.print(search_table(summary))
+    if (means := arms_table(summary)) is not None:
+        plain.print(means)
+    plain.print(f"report: {page}", soft_wrap=True)

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 import re
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_long_settings_are_folded_not_cut() -> None:
 
 
 def test_without_a_terminal_every_change_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress("select/miou", "max", 4, is_live=False)
+    progress = Progress("select/miou", "max", 4, style="lines")
     running = trial(0, "RUNNING", arm="baseline", epochs=0, value=None)
     with progress:
         progress.update([running])
@@ -85,11 +86,46 @@ def test_without_a_terminal_every_change_is_one_line_on_stderr(capsys: pytest.Ca
     ]
 
 
+def test_for_machines_every_change_is_an_object_on_what_was_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("select/miou", "max", 4, style="json")
+    running = trial(0, "RUNNING", arm="baseline", epochs=0, value=None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        progress.update([running])
+        progress.update([running])
+        progress.update([{**running, "epochs": 1, "value": float("nan")}])
+    out, err = capsys.readouterr()
+    told = {"event": "trial", "number": 0, "arm": "baseline", "seed": 0, "state": "RUNNING", "epochs": 0, "value": None, "error": None}
+    assert [json.loads(line) for line in out.splitlines()] == [told, {**told, "epochs": 1}]
+    assert err == ""
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress("select/miou", "max", 4, style="quiet").update([BASELINE])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_overview_says_where_a_search_stands_and_fits_the_terminal() -> None:
+    running = [trial(number, "RUNNING", epochs=number % 4, value=20.0 + number) for number in range(1, 40)]
+    ended = [BASELINE, trial(40, value=36.0, difference=6.0), trial(41, "FAIL", value=None, error="no")]
+    summary = {"trials": [*ended, *running], "mode": "max", "baseline": 0, "max_epochs": 4, "metric": "select/miou", "budget": 60}
+    out = io.StringIO()
+    Console(file=out, width=120, markup=False).print(console.overview({**summary, "left_s": 5400.0, "spent": {"hours": 0.5}}, height=30))
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    assert lines[:3] == [
+        "3 of 60 trials ended: 2 finished, 1 failed, 39 running",
+        "best so far: trial 40, select/miou 36.00, +6.00 against the baseline's 30.00",
+        "about 1.5 h left, 30.0 min spent",
+    ]
+    assert len(lines) <= 30
+    assert "and 29 more" in out.getvalue()
+    assert re.search(r"trial 3 +[━╸ ]+ 3/4 +23\.00", out.getvalue())
+
+
 def test_on_a_terminal_the_table_lives_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120, markup=False))
-    with Progress("select/miou", "max", 4, is_live=True) as progress:
+    with Progress("select/miou", "max", 4, style="live") as progress:
         progress.update([BASELINE])
     assert "baseline: alpha 0, beta 0" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[2K")  # the last thing is erasing
@@ -101,7 +137,7 @@ def test_a_live_table_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(console, "people", Console(file=out, force_terminal=True, width=120))
 
     def fail() -> None:
-        with Progress("select/miou", "max", 4, is_live=True) as progress:
+        with Progress("select/miou", "max", 4, style="live") as progress:
             progress.update([BASELINE])
             raise ValueError("no")
 

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,13 +134,26 @@ def yaml_path(path: Path) -> str:
     return json.dumps(str(path.expanduser().absolute()))
 
 
-def open_tracker(folder: Path, mode: str, project: str) -> "Combined":
-    """Where the rows of a training or a search go."""
+def open_tracker(folder: Path, mode: str, project: str, sweep: Mapping[str, Any] | None = None) -> "Combined":
+    """Where the rows of a training or a search go; trials belong to a W&B sweep where there is the configuration of one."""
     from imachsr.config.load import one_of
+    from imachsr.tracking.background import Background
     from imachsr.tracking.events import Combined
-    from imachsr.tracking.wandb import Mode, WandbTracker
+    from imachsr.tracking.preflight import Mode
+    from imachsr.tracking.wandb import WandbTracker
 
-    return Combined([WandbTracker(folder, project=project, mode=one_of("--wandb", mode, Mode))])
+    tracker = WandbTracker(folder, project=project, mode=one_of("--wandb", mode, Mode), sweep=sweep)
+    return Combined([Background(tracker, hint=f"; to send what is missing: imachsr wandb sync {shlex.quote(str(folder))}")])
+
+
+def dashboard(folder: Path, mode: str = WANDB) -> list[str]:
+    """Make the dashboard of a search that was tracked; lines for the user."""
+    from imachsr.report.export import load_confirmation
+    from imachsr.tracking.recorded import Place
+    from imachsr.tracking.workspace import make
+
+    place = None if mode == "disabled" else Place.of(folder)
+    return [] if place is None else make(folder, load_confirmation(folder), place)
 
 
 def decoded(data: "DatasetSpec", split: "Split") -> "Samples":

@@ -14,21 +14,24 @@ from imachsr.cli.common import INTERRUPTED
 from imachsr.cli.confirm import confirm
 from imachsr.cli.doctor import doctor
 from imachsr.cli.layers import audit, layers, settings
-from imachsr.cli.search import export, report, search
+from imachsr.cli.report import export, report
+from imachsr.cli.search import search
 from imachsr.cli.space import space
 from imachsr.cli.train import evaluate, export_model, train
+from imachsr.cli.wandb import app as wandb
+from imachsr.cli.watch import compare, watch
 from imachsr.console import people, plain
 from imachsr.version import __version__
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Intermediate supervision for segmentation models: train, search and report.",
 )
 
-for command in (layers, settings, space, train, search, confirm, report, export, evaluate, export_model, audit, doctor):
+for command in (layers, settings, space, train, search, watch, confirm, report, compare, export, evaluate, export_model, audit, doctor):
     app.command()(command)
+app.add_typer(wandb, name="wandb")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,7 +1,6 @@
-"""The commands of a search: search, report, export."""
+"""The command that searches."""
 
 import contextlib
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from imachsr.cli.common import (
     Wandb,
     about_data,
     check_kind,
+    dashboard,
     decoded,
     free,
     join,
@@ -28,7 +28,9 @@ from imachsr.cli.common import (
     tracking_options,
     yaml_path,
 )
-from imachsr.console import Progress, arms_table, people, plain, print_json, search_table
+from imachsr.cli.confirming import confirm_search, show
+from imachsr.cli.failures import failed_trials, failure_of
+from imachsr.console import Progress, people, print_json, print_line, show_search, style_of
 
 if TYPE_CHECKING:
     from imachsr.search.space import Search
@@ -50,7 +52,19 @@ def _check_prefix(overrides: list[str]) -> None:
             raise ConfigError(f"a setting of the base run must begin with run., as in run.{text}, but got {text!r}")
 
 
-def _resumed(folder: Path, config: str | None, overrides: list[str], extend: int | None) -> tuple["Search", list[str]]:
+def _with_confirm(given: list[str], path: Path) -> list[str]:
+    """What was given, with the defaults of a confirmation unless that or the file says what is to be confirmed."""
+    from imachsr.config.load import load_yaml, parse_overrides
+    from imachsr.config.schema import ConfigError
+
+    values = parse_overrides(given)
+    if "confirm" in values and values["confirm"] is None:
+        raise ConfigError("--confirm and confirm=null must not be given together")
+    is_told = load_yaml(path).get("confirm") is not None or any(key.partition(".")[0] == "confirm" for key in values)
+    return given if is_told else [*given, "confirm.top=3"]
+
+
+def _resumed(folder: Path, config: str | None, overrides: list[str], extend: int | None, *, confirm: bool) -> tuple["Search", list[str]]:
     """The search that is in a folder, with more of a budget, and what it is continued with."""
     from imachsr.config.load import load_yaml, parse_overrides
     from imachsr.config.schema import ConfigError
@@ -64,12 +78,13 @@ def _resumed(folder: Path, config: str | None, overrides: list[str], extend: int
             raise ConfigError(f"{config} must be left out with --resume: the settings are those in {folder / SETTINGS}")
         overrides = [config, *overrides]
     if wrong := [key for key in parse_overrides(overrides) if key.partition(".")[0] not in CHANGEABLE]:
-        raise ConfigError(f"a search must be continued as it began, but {', '.join(wrong)} would change; only budget.* may")
+        raise ConfigError(f"a search must be continued as it began, but {', '.join(wrong)} would change; only budget.* and confirm.* may")
     if extend is not None:
         if "budget.trials" in parse_overrides(overrides):
             raise ConfigError("--extend and --trials must not be given together: so many more trials, or so many in all")
         before = load_yaml(folder / SETTINGS)["budget"]["trials"]
         overrides = [*overrides, f"budget.trials={before + extend}"]
+    overrides = _with_confirm(overrides, folder / SETTINGS) if confirm else overrides
     return load_search(folder / SETTINGS, overrides), overrides
 
 
@@ -99,7 +114,8 @@ def search(
     trials: Annotated[int | None, typer.Option(help="Trials in all, with the baseline; sets budget.trials.", show_default="that of the file")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; sets budget.concurrency.", show_default="that of the file")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the search in this folder; only budget.* may be set anew.", callback=local, show_default=False)
+        Path | None,
+        typer.Option(help="Continue the search in this folder; budget.* and confirm.* may be set anew.", callback=local, show_default=False),
     ] = None,
     extend: Annotated[int | None, typer.Option(help="With --resume: so many more trials.", min=1, show_default=False)] = None,
     warm_start: Annotated[
@@ -113,9 +129,27 @@ def search(
         str | None,
         typer.Option(help="Also keep the search in s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, ... or another folder.", show_default=False),
     ] = None,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm",
+            help="Confirm what was found when the search has ended, as `imachsr confirm` does, by the file's `confirm`, or top 3 and 8 seeds.",
+        ),
+    ] = False,
     wandb: Wandb = WANDB,
     wandb_project: Project = PROJECT,
+    as_sweep: Annotated[
+        bool, typer.Option("--as-sweep", help="Attach the trials to a sweep in W&B, which draws nothing, for the views that only sweeps have.")
+    ] = False,
     as_json: Json = False,
+    json_lines: Annotated[
+        bool,
+        typer.Option(
+            "--json-lines",
+            help="Print an object a line on stdout for every change (event: trial, or confirmation), then the result (event: summary).",
+        ),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress; the result and what goes wrong only.")] = False,
 ) -> None:
     """Search over intermediate supervision with Ray Tune and Optuna."""
     from imachsr.config.schema import ConfigError
@@ -123,9 +157,12 @@ def search(
     from imachsr.search.database import without_password
     from imachsr.search.samplers import notes
     from imachsr.search.space import load_search
+    from imachsr.search.tracked import sweep_of
     from imachsr.search.tuner import run_search
     from imachsr.search.warm import lesson, taught
 
+    if as_json and json_lines:
+        raise ConfigError("--json and --json-lines must not be given together: one document, or a line for each event")
     _check_prefix(overrides or [])
     options = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", yaml_path(data) if data else None)]
     given = [*(overrides or []), *(f"{key}={value}" for key, value in options if value is not None)]
@@ -135,7 +172,7 @@ def search(
     if resume is not None:
         if wrong := [name for name, value in (("--output", output), ("--warm-start", warm_start)) if value]:
             raise ConfigError(f"{wrong[0]} must be left out with --resume, which names the folder to go on in")
-        found, given = _resumed(resume, config, given, extend)
+        found, given = _resumed(resume, config, given, extend, confirm=confirm)
         folder = resume
     else:
         if config is None:
@@ -143,17 +180,21 @@ def search(
         if extend is not None:
             raise ConfigError("--extend must come with --resume, the folder of the search that gets more trials; a new one has --trials")
         check_kind(Path(config), "search")
+        given = _with_confirm(given, Path(config)) if confirm else given
         with about_data(data, "run.data"):
             found = load_search(config, given)
         folder = result_folder(output, found.name, resume=False, foreign=("checkpoints", "checkpoint.pt"))
         lessons = [lesson(older, found) for older in warm_start or []]
         found = taught(found, lessons)
-    tracker = open_tracker(folder, wandb, wandb_project)
+    tracker = open_tracker(folder, wandb, wandb_project, sweep_of(found) if as_sweep else None)
     base = found.base()
     epochs = base.optimizer.epochs
 
+    is_for_machines = as_json or json_lines
+
     def say(line: str) -> None:
-        people.print(line, soft_wrap=True)
+        if not quiet:
+            people.print(line, soft_wrap=True)
 
     def announce() -> None:
         say(f"search {found.name}: {found.budget.trials} trials of up to {epochs} epochs")
@@ -164,8 +205,10 @@ def search(
         say(f"results in {folder}; starting Ray ...")
 
     if hasattr(base.data, "root"):
-        decoded(base.data, "train")
-    progress = Progress(found.metric.name, found.metric.mode, epochs, is_live=people.is_terminal and not as_json)
+        for split in ("train", "val") if found.confirm is not None else ("train",):
+            decoded(base.data, split)
+    style = style_of(as_json=as_json, json_lines=json_lines, quiet=quiet)
+    progress = Progress(found.metric.name, found.metric.mode, epochs, style=style, folder=folder, trials=found.budget.trials)
     with progress, contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
         summary, lines = run_search(
             found,
@@ -186,15 +229,32 @@ def search(
         + [word for name, value in (("--storage", storage), ("--study", study and without_password(study))) if value for word in (name, value)]
         + tracking_options(wandb, wandb_project)
     )
+    confirmed: dict[str, Any] | None = None
+    unconfirmed = ""
+    is_to_confirm = found.confirm is not None and summary["finished"] and not failure
+    if found.confirm is not None and is_to_confirm:
+        if not is_for_machines:
+            show_search(summary, page)
+        confirmed, unconfirmed, more = confirm_search(folder, summary, found.confirm, wandb=wandb, project=wandb_project, style=style)
+        lines += more
+        if confirmed is not None and not is_for_machines:
+            show(confirmed)
+        page = write_report(folder)
+    is_whole = summary["finished"] and (not is_to_confirm or confirmed is not None or bool(unconfirmed))
+    lines += dashboard(folder, wandb)
+    told = {**summary, "output": str(folder), "report": str(page), **({"confirm": confirmed} if found.confirm is not None else {})}
     if as_json:
-        print_json({**summary, "output": str(folder), "report": str(page)})
+        print_json(told)
+    elif json_lines:
+        print_line({"event": "summary", **told})
     else:
-        _show_search(summary, page)
+        if not is_to_confirm:
+            show_search(summary, page)
         quoted, run_file, run_folder = shlex.quote(str(folder)), free(Path("best"), ".yaml"), free(Path("runs/best"))
         go_on = [f"imachsr report {quoted}"]
         if not failure:
             go_on += [f"imachsr export {quoted} --out {run_file}", f"imachsr train {run_file} --output {run_folder}"]
-        if not summary["finished"]:
+        if not is_whole:
             go_on = [again]
         say("to look at the runs, and to go on:")
         for line in [*lines, *go_on]:
@@ -203,69 +263,10 @@ def search(
         people.print(f"note: {line}", soft_wrap=True)
     if summary["ended_early"]:
         say(f"ended early: {summary['ended_early']}")
-    if not summary["finished"]:  # Tune answers the interrupt by ending in order
+    if not is_whole:  # Tune answers the interrupt by ending in order
         raise typer.Exit(INTERRUPTED)
-    if failure:
-        people.print(f"failed: {failure}", soft_wrap=True, style="red")
+    if failure or unconfirmed:
+        people.print(f"failed: {failure or unconfirmed}", soft_wrap=True, style="red")
         raise typer.Exit(1)
-    if others := [trial for trial in summary["trials"] if trial["state"] == "FAIL"]:
-        say(f"{len(others)} of {len(summary['trials'])} trials failed; the first: {_why(others[0], folder)}")
-
-
-def _why(trial: dict[str, Any], folder: Path) -> str:
-    own = folder / "trials" / format(trial["number"], "04d")
-    return f"trial {trial['number']}: {trial['error']} (in full: {own / 'error.txt'}; by itself: imachsr train {shlex.quote(str(own / 'run.yaml'))})"
-
-
-def failure_of(summary: dict[str, Any], folder: Path) -> str:
-    """Why a search found nothing, or "": without the baseline there is nothing to compare with."""
-    failed = [trial for trial in summary["trials"] if trial["state"] == "FAIL"]
-    baseline = next((trial for trial in failed if trial["number"] == summary["baseline"]), None)
-    if baseline is not None:
-        return f"the baseline, {_why(baseline, folder)}"
-    beyond = [trial for trial in summary["trials"] if not trial.get("feasible", True)]
-    if (bare := next((trial for trial in beyond if trial["number"] == summary["baseline"]), None)) is not None:
-        return f"the baseline, trial {bare['number']}, is {bare['why']}; raise the limit, or lower what a trial takes"
-    if beyond and summary["best"] is None and not failed:
-        return f"no trial finished; trial {beyond[0]['number']} is {beyond[0]['why']}"
-    return f"no trial finished; {_why(failed[0], folder)}" if failed and summary["best"] is None else ""
-
-
-def _show_search(summary: dict[str, Any], page: Path) -> None:
-    plain.print(search_table(summary))
-    if (means := arms_table(summary)) is not None:
-        plain.print(means)
-    plain.print(f"report: {page}", soft_wrap=True)
-
-
-def report(folder: Annotated[Path, typer.Argument(help="Result folder of a search.")], as_json: Json = False) -> None:
-    """Show a search's table and write its HTML report; reads files only."""
-    from imachsr.report.html import write_report
-    from imachsr.report.table import arms, load_summary, rows
-
-    summary = load_summary(folder)
-    page = write_report(folder)
-    if as_json:
-        means = [{**dataclasses.asdict(arm), "mean": arm.mean, "difference": arm.difference} for arm in arms(summary)]
-        return print_json({**summary, "rows": [dataclasses.asdict(row) for row in rows(summary)], "arms": means, "report": str(page)})
-    _show_search(summary, page)
-    return None
-
-
-def export(
-    folder: Annotated[Path, typer.Argument(help="Result folder of a search.")],
-    out: Annotated[Path, typer.Option(help="YAML file to write; must not exist.")] = Path("best.yaml"),
-    trial: Annotated[int | None, typer.Option(help="Number of the trial.", show_default="the best finished one")] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a trial's settings as a run of its own; its comments say where they come from, and what one more run is expected to give."""
-    from imachsr.report.export import export as write
-
-    written = write(folder, out, trial=trial)
-    if as_json:
-        return print_json({"trial": written.trial, "out": str(out), "provenance": written.provenance})
-    plain.print(f"trial {written.trial} in {out}", soft_wrap=True)
-    if expected := written.provenance["expected"]:
-        plain.print(f"expected of one more run: {expected['metric']} from {expected['low']:.4g} to {expected['high']:.4g} (95 %)", soft_wrap=True)
-    people.print(f"imachsr train {shlex.quote(str(out))}", soft_wrap=True)
-    return None
+    for line in failed_trials(summary, folder):
+        people.print(line, soft_wrap=True)

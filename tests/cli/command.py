@@ -18,7 +18,10 @@ SEARCH = [
     "selection.blocks=2",
     "selection.guard=0",
 ]
-COMMANDS = ["layers", "settings", "space", "train", "search", "confirm", "report", "export", "export-model", "evaluate", "audit", "doctor"]
+COMMANDS = [
+    *("layers", "settings", "space", "train", "search", "watch", "confirm", "report", "compare"),
+    *("export", "export-model", "evaluate", "audit", "doctor"),
+]
 
 
 class Ran(NamedTuple):

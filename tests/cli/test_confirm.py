@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imachsr.cli.confirm import _show
+from imachsr.cli.confirming import show
 from imachsr.search.verdict import judge
 from tests.cli.command import QUICK, SEARCH, Cli, one_error, process
 from tests.report.folders import BASELINE, make, trial
@@ -56,7 +56,7 @@ def test_a_folder_without_a_search_is_refused(given: str, wording: str, run: Cli
 
 
 def test_what_is_shown_sets_the_search_beside_what_is_left_of_it(capfd: pytest.CaptureFixture[str]) -> None:
-    _show(judge(facts("gain", "noise", "broken"), ran({"base": [0.0] * 8, "gain": GAIN, "noise": NOISE, "broken": [None, *GAIN[1:]]})))
+    show(judge(facts("gain", "noise", "broken"), ran({"base": [0.0] * 8, "gain": GAIN, "noise": NOISE, "broken": [None, *GAIN[1:]]})))
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].strip() == "val/miou of the last epoch, mean over 8 seeds, percent"
     rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│"))}

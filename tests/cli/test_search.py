@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from imachsr.cli.search import failure_of
+from imachsr.cli.confirming import confirm_search
+from imachsr.cli.failures import failed_trials, failure_of
+from imachsr.cli.search import _resumed
 from imachsr.config import load_run
 from imachsr.config.load import dump_yaml
 from imachsr.search.space import load_search, search_to_dict
+from imachsr.search.space.rules import Confirm
 from tests.cli.command import QUICK, SEARCH, Cli, Ran, one_error, process
 from tests.report.folders import BASELINE, make, trial
 
@@ -54,8 +57,8 @@ def test_a_search_in_which_every_trial_failed_has_failed_and_says_where_to_look(
     assert ran.code == 1, ran.err
     own = "my out/trials/0000"
     assert (
-        ran.err.splitlines()[-1]
-        == f"failed: the baseline, trial 0: KeyError: 'a fault' (in full: {own}/error.txt; by itself: imachsr train '{own}/run.yaml')"
+        ran.err.splitlines()[-1] == "failed: the baseline, trial 0 (output_only: alpha 0, beta 0): "
+        f"KeyError: 'a fault' (in full: {own}/error.txt; by itself: imachsr train '{own}/run.yaml')"
     )
     assert "broken.py" in (tmp_path / "my out/trials/0000/error.txt").read_text()
     assert "imachsr export" not in ran.err
@@ -67,8 +70,8 @@ def test_only_a_search_that_can_be_compared_has_succeeded() -> None:
     assert failure_of({"trials": [BASELINE, failed], "baseline": 0, "best": 0}, Path("x")) == ""
     whole = {"trials": [trial(0, "FAIL", value=None, error="no"), trial(1)], "baseline": 0, "best": 1}
     assert (
-        failure_of(whole, Path("x"))
-        == "the baseline, trial 0: no (in full: x/trials/0000/error.txt; by itself: imachsr train x/trials/0000/run.yaml)"
+        failure_of(whole, Path("x")) == "the baseline, trial 0 (loss dice, alpha 0.1, lr 0.001): no "
+        "(in full: x/trials/0000/error.txt; by itself: imachsr train x/trials/0000/run.yaml)"
     )
     assert failure_of({"trials": [], "baseline": 0, "best": None}, Path("x")) == ""  # interrupted at once
     beyond = {**trial(0, "PRUNED", value=None, epochs=0), "feasible": False, "why": "infeasible: limits.memory_mib=1, but a trial would take 2"}
@@ -78,6 +81,20 @@ def test_only_a_search_that_can_be_compared_has_succeeded() -> None:
     )
     assert failure_of({"trials": [beyond], "baseline": None, "best": None}, Path("x")) == f"no trial finished; trial 0 {told}"
     assert failure_of({"trials": [BASELINE, {**beyond, "number": 1}], "baseline": 0, "best": 0}, Path("x")) == ""
+
+
+def test_failed_trials_are_told_with_their_settings_logs_and_how_to_run_one_alone() -> None:
+    arm = trial(1, "FAIL", arm="strong", value=None, error="KeyError: 'x'", params={})
+    sampled = trial(2, "FAIL", value=None, error="select/miou must be finite, but got nan at epoch 1", params={"method.loss": "dice"})
+    assert failed_trials({"trials": [BASELINE, arm, sampled]}, Path("my out")) == [
+        "2 of 3 trials failed:",
+        "  trial 1 (strong): KeyError: 'x' (in full: my out/trials/0001/error.txt; by itself: imachsr train 'my out/trials/0001/run.yaml')",
+        "  trial 2 (loss dice): select/miou must be finite, but got nan at epoch 1 (in full: my out/trials/0002/error.txt; "
+        "by itself: imachsr train 'my out/trials/0002/run.yaml')",
+    ]
+    many = failed_trials({"trials": [trial(number, "FAIL", error="no") for number in range(9)]}, Path("out"))
+    assert (many[0], len(many), many[-1]) == ("9 of 9 trials failed:", 7, "  and 4 more, each with its error.txt in out/trials")
+    assert failed_trials({"trials": [BASELINE]}, Path("out")) == []
 
 
 def test_a_report_of_several_seeds_shows_their_means(run: Cli, tmp_path: Path) -> None:
@@ -119,7 +136,8 @@ def test_a_search_that_is_continued_ends_with_a_table_and_commands_that_work(sea
     assert "report: out/report.html" in ran.out
     hints = [line.strip() for line in ran.err.splitlines() if line.startswith("  ")]
     assert hints[1:] == [
-        f"wandb sync {folder}/wandb/offline-run-*",
+        f"imachsr wandb sync {folder}",
+        "W&B: the dashboard's specification is out/wandb-workspace.json; once the runs are online: imachsr wandb workspace out",
         "imachsr report out",
         "imachsr export out --out best.yaml",
         "imachsr train best.yaml --output runs/best",
@@ -135,7 +153,8 @@ def test_a_search_leaves_one_wandb_run_a_trial(searched: tuple[Path, Ran, Ran]) 
     found = {}
     for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
         held = records.records(path)
-        found[records.config(held)["trial"]] = held
+        if records.of(held, "run")[0].job_type != "search":
+            found[records.config(held)["trial"]] = held
     assert sorted(found) == [0, 1, 2]
     assert len({records.of(held, "run")[0].run_group for held in found.values()}) == 1
     for each in summary["trials"]:
@@ -216,13 +235,34 @@ def test_an_interrupted_search_says_how_it_goes_on(started: Callable[..., subpro
     assert again.wait(timeout=120) == 130, (tmp_path / "again").read_text()
 
 
+@pytest.mark.slow
+def test_interrupted_twice_a_search_ends_at_once_and_goes_on_all_the_same(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    given = [*SEARCH[1:], "run.optimizer.epochs=40", "--trials", 3, "--concurrency", 2, "scheduler.kind=none", "--wandb", "disabled"]
+    search = started("search", QUICK, *given, "--output", "out", until=r"epoch 2/40")
+    os.kill(search.pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.kill(search.pid, signal.SIGINT)
+    began = time.monotonic()
+    search.communicate(timeout=60)
+    assert time.monotonic() - began < 15
+    assert search.returncode == 130
+    assert (tmp_path / "err").read_text().splitlines()[-1] == "interrupted"
+    before = (tmp_path / "out/trials.jsonl").read_text()
+    resumed = process("search", "--resume", "out", "--wandb", "disabled", "--json", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert [trial["state"] for trial in json.loads(resumed.out)["trials"]] == ["COMPLETE"] * 3
+    lines = [json.loads(line) for line in (tmp_path / "out/trials.jsonl").read_text().splitlines()]
+    assert (tmp_path / "out/trials.jsonl").read_text().startswith(before)
+    assert len({(line["trial"], line["epoch"]) for line in lines}) == len(lines) == 3 * 40
+
+
 def test_a_search_is_continued_by_so_many_more_or_to_so_many_in_all(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/search.yaml").write_text(dump_yaml(search_to_dict(load_search(QUICK))))
     (tmp_path / "out/study.sqlite3").touch()
     told = one_error(run("search", "--resume", "out", "--extend", 2, "--trials", 9))
     assert "--extend and --trials must not be given together: so many more trials, or so many in all" in told
-    assert "scheduler.grace would change; only budget.* may" in one_error(run("search", "--resume", "out", "scheduler.grace=1"))
+    assert "scheduler.grace would change; only budget.* and confirm.* may" in one_error(run("search", "--resume", "out", "scheduler.grace=1"))
     assert "out/search.yaml" in one_error(run("search", QUICK, "--resume", "out"))
     assert "--output must be left out with --resume" in one_error(run("search", "--resume", "out", "--output", "x"))
 
@@ -244,3 +284,128 @@ def test_a_search_in_a_database_of_the_user_s_is_continued_and_teaches_another(t
     new = process("search", *given, "--trials", 2, "--output", "new", "--warm-start", "old", cwd=tmp_path)
     assert new.code == 0, new.err
     assert "old: the sampler starts from 2 trials" in new.err
+
+
+def test_too_few_seeds_for_a_confirmation_are_refused_before_the_search(run: Cli, tmp_path: Path) -> None:
+    told = one_error(run("search", QUICK, *SEARCH, "--output", "out", "confirm.seeds=6"))
+    assert "confirm.seeds: `2 / 2^seeds x comparisons <= 0.05` must hold, but 6 seeds and " in told
+    assert "nothing could win, however large the gain; set 8" in told or "; set 7" in told
+    assert "confirm: must be left out with score_on val" in one_error(
+        run("search", QUICK, *SEARCH, "score_on=val", "--confirm", "metric.name=val/miou")
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_option_keeps_what_the_file_says_of_a_confirmation(run: Cli, tmp_path: Path) -> None:
+    """Read from what is refused: 12 configurations with the file's seeds, 3 with its own."""
+    said = Path(QUICK).read_text()
+    (tmp_path / "own.yaml").write_text(f"{said}\nconfirm: {{top: 12, seeds: 4}}\n")
+    (tmp_path / "half.yaml").write_text(f"{said}\nconfirm: {{seeds: 3}}\n")
+    assert "(12 configurations and " in one_error(run("search", "own.yaml", *SEARCH, "--confirm", "--output", "out"))
+    assert "(3 configurations and " in one_error(run("search", "half.yaml", *SEARCH, "--confirm", "--output", "out"))
+    assert "(2 configurations and " in one_error(run("search", "own.yaml", *SEARCH, "--confirm", "confirm.top=2", "--output", "out"))
+    assert "--confirm and confirm=null must not be given together" in one_error(run("search", QUICK, "--confirm", "confirm=null"))
+
+
+def test_a_finished_search_is_confirmed_when_it_is_continued_so(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    held = search_to_dict(load_search(QUICK))
+    (tmp_path / "out/search.yaml").write_text(dump_yaml({**held, "seeds": [0, 1]}))
+    (tmp_path / "out/study.sqlite3").touch()
+    assert "confirm.seeds: `2 / 2^seeds" in one_error(run("search", "--resume", "out", "--confirm", "confirm.seeds=2"))
+    found, given = _resumed(tmp_path / "out", None, [], None, confirm=True)
+    assert found.confirm == Confirm()
+    assert given == ["confirm.top=3"]
+    assert _resumed(tmp_path / "out", None, [], None, confirm=False)[0].confirm is None
+
+
+def test_a_search_with_nothing_to_confirm_keeps_its_own_result(tmp_path: Path) -> None:
+    failed = trial(1, "FAIL", value=None, error="no")
+    make(tmp_path / "s", [BASELINE, failed], best=0)
+    (tmp_path / "s/search.yaml").write_text(dump_yaml(search_to_dict(load_search(QUICK))))
+    summary = json.loads((tmp_path / "s/summary.json").read_text())
+    found, why, lines = confirm_search(tmp_path / "s", summary, Confirm(), wandb="disabled", project="x", style="quiet")
+    assert (found, lines) == (None, [])
+    assert why.startswith("the confirmation: a sampled trial must have finished, or an arm must stand beside the baseline")
+    assert not (tmp_path / "s/confirm").exists()
+
+
+HALF = """run:
+  data: {kind: scenes, size: [32, 32], num_train: 16, num_val: 4}
+  model: {import: "half:make", is_bad: false}
+  optimizer: {epochs: 2, batch_size: 4}
+space: {model.is_bad: {choice: [true]}, method.alpha: {float: [0.1, 1.0]}}
+scheduler: {kind: none}
+selection: {blocks: 2, guard: 0}
+budget: {trials: 3, concurrency: 2}
+"""
+
+
+@pytest.mark.slow
+def test_a_search_whose_sampled_trials_all_failed_is_told_whole_and_not_confirmed(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(
+        "from torch import nn\n"
+        "class Model(nn.Sequential):\n"
+        "    is_bad = False\n"
+        "    def forward(self, x):\n"
+        "        if self.is_bad and self.training and len(x) == 4:\n"
+        "            raise KeyError('a fault')\n"
+        "        return super().forward(x)\n"
+        "def make(num_classes, is_bad):\n"
+        "    model = Model(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))\n"
+        "    model.is_bad = is_bad\n"
+        "    return model\n"
+    )
+    (tmp_path / "half.yaml").write_text(HALF)
+    ran = process("search", "half.yaml", "--output", "out", "--wandb", "disabled", "--confirm", "--json", cwd=tmp_path)
+    assert ran.code == 1, ran.err
+    found = json.loads(ran.out)
+    assert [each["state"] for each in found["trials"]] == ["COMPLETE", "FAIL", "FAIL"]
+    assert (found["finished"], found["confirm"]) == (True, None)
+    assert ran.err.splitlines()[-1].startswith("failed: the confirmation: a sampled trial must have finished")
+
+
+@pytest.mark.slow
+def test_a_confirmation_that_is_interrupted_leaves_the_result_of_the_search(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    given = [QUICK, *SEARCH, "--trials", 3, "--concurrency", 1, "--output", "out", "--wandb", "disabled", "run.data.num_val=4", "scheduler.kind=none"]
+    searching = started(
+        "search", *given, "confirm.top=1", "confirm.seeds=6", "--json-lines", until=r"confirming quickstart: trial-000\d against .*\n(.*\n)*"
+    )
+    out: list[str] = []
+    assert searching.stdout is not None
+    for line in searching.stdout:
+        out.append(line)
+        if json.loads(line)["event"] == "confirmation":
+            os.kill(searching.pid, signal.SIGINT)
+            break
+    rest, _ = searching.communicate(timeout=120)
+    assert searching.returncode == 130
+    events = [json.loads(line) for line in [*out, *rest.splitlines()]]
+    assert {each["number"] for each in events if each["event"] == "trial"} == {0, 1, 2}
+    assert (events[-1]["event"], events[-1]["finished"], events[-1]["confirm"]) == ("summary", True, None)
+    assert (tmp_path / "out/confirm/plan.json").exists()
+    assert not (tmp_path / "out/confirm/confirm.json").exists()
+
+
+@pytest.mark.slow
+def test_a_search_confirms_itself_and_goes_on_with_that_when_it_was_killed(tmp_path: Path, started: Callable[..., subprocess.Popen[str]]) -> None:
+    given = [QUICK, *SEARCH, "--trials", 3, "--concurrency", 1, "--output", "out", "--wandb", "disabled", "run.data.num_val=4", "scheduler.kind=none"]
+    searching = started(
+        "search", *given, "confirm.top=1", "confirm.seeds=6", until=r"confirming quickstart: trial-000\d against .*\n(.*\n)*.*running, epoch 1/2"
+    )
+    searching.send_signal(signal.SIGKILL)
+    searching.wait()
+    assert json.loads((tmp_path / "out/summary.json").read_text())["finished"]
+    assert not (tmp_path / "out/confirm/confirm.json").exists()
+    before = (tmp_path / "out/trials.jsonl").read_text()
+    resumed = process("search", "--resume", "out", "--wandb", "disabled", "--json", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    found = json.loads(resumed.out)
+    assert (tmp_path / "out/trials.jsonl").read_text() == before
+    assert found["confirm"]["best"] in {each["name"] for each in found["confirm"]["configurations"]}
+    assert [len(each["values"]) for each in found["confirm"]["configurations"]] == [6, 6]
+    rows = [json.loads(line) for line in (tmp_path / "out/confirm/trials.jsonl").read_text().splitlines()]
+    assert len({(row["trial"], row["epoch"]) for row in rows}) == len(rows) == 24
+    again = process("search", "--resume", "out", "--wandb", "disabled", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "holds a confirmation already; to confirm again, move it away" in again.err

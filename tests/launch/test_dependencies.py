@@ -18,7 +18,13 @@ PROJECT: dict[str, Any] = tomllib.loads(TEXT)["project"]
 RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
 # What benchmarks compare with is not locked.
 ALL = [*RUNTIME, *(Requirement(text) for extra, texts in PROJECT["optional-dependencies"].items() if extra != "bench" for text in texts)]
-MODULES = {"nvidia-ml-py": "pynvml", "pillow": "PIL", "pyyaml": "yaml", "segmentation-models-pytorch": "segmentation_models_pytorch"}
+MODULES = {
+    "nvidia-ml-py": "pynvml",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "wandb-workspaces": "wandb_workspaces",
+}
 
 # What is needed by a part of another library that we use, and by that only.
 THROUGH = {"cmaes": "optuna.samplers import BaseSampler, CmaEsSampler"}

@@ -1,0 +1,144 @@
+"""Searches looked at from another shell."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imachsr.search.driver import Driver
+from tests.cli.command import QUICK, SEARCH, Cli, one_error, process
+from tests.report.folders import BASELINE, make, trial
+from tests.search.play import EPOCHS, score, toy_driver, toy_search
+
+
+def run_slowly(driver: Driver, pause: float) -> None:
+    """All trials, one after another."""
+    while isinstance(proposal := driver.propose(), dict):
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(pause)
+            if driver.on_row(proposal["number"], {"epoch": epoch, **score(proposal["config"], epoch)}):
+                break
+        driver.on_end(proposal["number"])
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Any:
+    """A search of six trials that this process runs meanwhile; it ends in some seconds."""
+    driver = toy_driver(tmp_path / "out", toy_search(arms=[{"name": "base", "set": {"x": 0.1}}], budget={"trials": 6}, scheduler={"kind": "none"}))
+    thread = threading.Thread(target=lambda: (run_slowly(driver, 0.25), driver.close()))
+    thread.start()
+    yield tmp_path / "out"
+    thread.join()
+
+
+def test_a_search_is_followed_line_by_line_until_it_ends(running: Path, tmp_path: Path) -> None:
+    done = process("watch", "out", cwd=tmp_path)
+    assert done.code == 0, done.err
+    lines = done.err.splitlines()
+    assert len(lines) >= 3
+    counts = [int(found[1]) for line in lines if (found := re.match(r"(\d) of 6 trials ended: ", line))]
+    assert counts == sorted(counts)
+    assert counts[0] < 6
+    assert "\x1b" not in done.err + done.out
+    assert "6 of 6 trials ended: 6 finished" in done.out
+    summary = json.loads((running / "summary.json").read_text())
+    best = max(each["value"] for each in summary["trials"])
+    assert f"score {best:.2f}, " in done.out
+    assert done.out.count("finished") >= 7
+
+
+def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(running: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "imachsr", "watch", "out"], cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    said, end = "", time.monotonic() + 60
+    while not re.search(r"trial \d.*[1-4]/4", said):
+        assert time.monotonic() < end, said
+        if select.select([ours], [], [], 1)[0]:
+            said += os.read(ours, 1 << 16).decode(errors="replace")
+    assert "━" in said
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=30) == 130
+    os.close(ours)
+    assert not json.loads((running / "summary.json").read_text())["finished"] if (running / "summary.json").exists() else True
+
+
+def test_what_stands_is_shown_once_also_of_a_search_that_nobody_runs(run: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", [BASELINE, trial(1, "RUNNING", epochs=1, value=12.0)], best=0, finished=False)
+    row = json.dumps({"trial": 1, "arm": None, "epoch": 3, "objectives": [21.5]})
+    new = json.dumps({"trial": 2, "arm": None, "epoch": 1, "objectives": [7.25]})
+    with (folder / "trials.jsonl").open("a") as lines:
+        lines.write(f"{row}\n{new}\n" + row[:20])  # the last one is half written
+    for args in (["s", "--once"], ["s"]):
+        ran = run("watch", *args)
+        assert ran.code == 0
+        assert "1 of 2 trials ended" in ran.out
+        assert re.search(r"trial 1 .*3/4 +21\.50", ran.out)
+        assert re.search(r"trial 2 .*1/4 +7\.25", ran.out)
+        assert "nobody runs it now; to go on: imachsr search --resume s" in ran.err
+    found = json.loads(run("watch", "s", "--json").out)
+    assert [(each["number"], each["epochs"], each["value"]) for each in found["trials"]] == [(0, 4, 30.0), (1, 3, 21.5), (2, 1, 7.25)]
+    assert found["is_running"] is False
+
+
+@pytest.mark.parametrize("what", ["nothing", "empty", "training", "newer", "broken", "file"])
+def test_what_is_no_search_is_told_in_one_line_and_left_alone(what: str, run: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    if what == "file":
+        folder.write_text("x")
+    elif what != "nothing":
+        folder.mkdir()
+        text = {"training": '{"schema": 1, "metrics": {}}', "newer": '{"schema": 9, "trials": []}', "broken": "{"}.get(what)
+        if text:
+            (folder / "summary.json").write_text(text)
+    before = sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file())
+    told = {"training": "holds a single training", "newer": "must have schema 1, but has 9", "broken": "must be JSON"}.get(
+        what, "--output folder of a search"
+    )
+    for command in ("watch", "compare", "report"):
+        assert told in one_error(run(command, "x"))
+    assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_searches_stand_side_by_side(run: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "one", [BASELINE, trial(1, value=36.0, difference=6.0), trial(2, "PRUNED", value=20.0), trial(3, "FAIL", value=None)], best=1)
+    make(tmp_path / "two", [BASELINE], best=0, name="[b]bare[/b]")
+    make(tmp_path / "none", [trial(0, "FAIL", arm="baseline", value=None, error="no")], best=None)
+    ran = run("compare", "one", "two", "none")
+    assert ran.code == 0
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in ran.out.splitlines() if line.startswith("│")]
+    assert cells[0] == ["streets", "one", "4", "2", "1", "1", "0.03", "30.00", "36.00", "+6.00", "trial 1: loss dice, alpha 0.2, lr 0.001", ""]
+    assert cells[1][:11] == ["[b]bare[/b]", "two", "1", "1", "0", "0", "0.03", "30.00", "30.00", "+0.00", "trial 0: baseline"]
+    assert cells[2] == ["streets", "none", "1", "0", "0", "1", "0.03", "", "", "", "", ""]
+    found = json.loads(run("compare", "one", "none", "--json").out)
+    assert [(line["best"], line["difference"], line["failed"]) for line in found] == [(36.0, 6.0, 1), (None, None, 1)]
+    make(tmp_path / "other", [BASELINE], best=0, metric="select/loss")
+    assert "searches must have one metric to be compared, but have one select/miou, other select/loss" in one_error(run("compare", "one", "other"))
+
+
+@pytest.mark.slow
+def test_events_are_lines_of_json_for_machines(tmp_path: Path) -> None:
+    given = [QUICK, *SEARCH, "--trials", 2, "--concurrency", 1, "--output", "out", "--wandb", "disabled", "run.data.num_val=4", "scheduler.kind=none"]
+    done = process("search", *given, "--json-lines", "--quiet", cwd=tmp_path)
+    assert done.code == 0, done.err
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [event["event"] for event in events] == ["trial"] * (len(events) - 1) + ["summary"]
+    told = {(event["number"], event["epochs"]) for event in events[:-1]}
+    assert {(0, 2), (1, 2)} <= told
+    assert {key for event in events[:-1] for key in event} == {"event", "number", "arm", "seed", "state", "epochs", "value", "error"}
+    assert [each["state"] for each in events[-1]["trials"]] == ["COMPLETE"] * 2
+    assert "starting Ray" not in done.err
+    assert "must not be given together" in process("search", *given, "--json-lines", "--json", cwd=tmp_path).err
