@@ -68,6 +68,8 @@ def main() -> None:
     """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message) or 130 (interrupted)."""
     # `import: mypackage.module:name` finds what lies beside the user; last, so that a file named like a package hides none.
     sys.path.append(os.getcwd())
+    # Before Ray is imported: lines that it holds back as repeated would come at the very end, behind all that keeps them apart.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module="imachsr")
     warnings.showwarning = _note_once()

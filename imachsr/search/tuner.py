@@ -105,6 +105,9 @@ class _Ends(Callback):
     def __init__(self, key: str, say: Callable[[str], object] = lambda line: None) -> None:
         self.key, self.say = key, say
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Ends, (self.key,)  # Tune writes its callbacks to its folder, and what prints to a terminal is not to be written
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _DRIVERS[self.key].on_end(trial.config["number"])
 
