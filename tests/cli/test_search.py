@@ -57,7 +57,7 @@ def test_a_search_in_which_every_trial_failed_has_failed_and_says_where_to_look(
     assert ran.code == 1, ran.err
     own = "my out/trials/0000"
     assert (
-        ran.err.splitlines()[-1] == "failed: the baseline, trial 0 (output_only: alpha 0, beta 0): "
+        ran.err.splitlines()[-1] == "failed: the baseline, trial 0 (baseline: alpha 0, beta 0): "
         f"KeyError: 'a fault' (in full: {own}/error.txt; by itself: imachsr train '{own}/run.yaml')"
     )
     assert "broken.py" in (tmp_path / "my out/trials/0000/error.txt").read_text()

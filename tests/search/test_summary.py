@@ -103,7 +103,7 @@ def test_table_and_report_show_a_search_with_several_objectives(tmp_path: Path) 
     assert "cost" in out.getvalue()
     assert out.getvalue().count("finished, front") == len(summary["front"])
     page = write_report(tmp_path).read_text()
-    assert "<th class=n>cost" in page
+    assert "<th class=n><button>cost</button>" in page
     assert page.count("<td>finished, front") == len(summary["front"])
 
 

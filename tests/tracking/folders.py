@@ -46,6 +46,7 @@ def searched(folder: Path) -> Path:
     summary = {
         **{"schema": 1, "uid": "u1", "name": "streets", "metric": METRIC, "mode": "max", "baseline": 0, "best": 1, "finished": True},
         **{"versions": {"torch": "2.14.1"}, "revisions": {"imachsr": None}, "data": {"train": "abc"}, "trials": trials},
+        **{"max_epochs": 4, "wall_s": 90.0, "budget": len(trials)},
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "search.yaml").write_text(
