@@ -5,7 +5,7 @@
     python benchmarks/search_cost.py --only memory       # of the driver, with 5,000 trials
     python benchmarks/search_cost.py --only trivial      # 500 trials that cost nothing, beside plain Ray Tune with OptunaSearch and ASHA
     python benchmarks/search_cost.py --only added        # seconds that a trial adds to the bare training function
-    python benchmarks/search_cost.py --only nested       # the same of trials of two workers, by phase
+    python benchmarks/search_cost.py --only nested       # the same of trials of two workers
 
 Rows go to stdout as JSON lines. Each measurement of time has a process of its own; `cpu_ms` is that of the driver's process alone, which another
 load on the machine does not change, `ms` is by the clock. The trials that cost nothing are a function that reports four rows, two at a time, in
@@ -203,7 +203,6 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
         "budget": {"trials": trials, "concurrency": 1, "workers_per_trial": workers},
     }
     search = make_search(raw)
-    phases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if kind == "bare":
             from imachsr.train.loop import train
@@ -220,13 +219,10 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
             from imachsr.train.capacity import connect
 
             connect(cpus=2, has_dashboard=workers > 1)
-            begins, firsts, ends = dict[int, float](), dict[int, float](), dict[int, float]()
+            ends: dict[int, float] = {}
 
             def told(trials_now: list[dict[str, Any]]) -> None:
                 for trial in trials_now:
-                    begins.setdefault(trial["number"], time.perf_counter())
-                    if trial["epochs"]:
-                        firsts.setdefault(trial["number"], time.perf_counter())
                     if trial["state"] == "COMPLETE":
                         ends.setdefault(trial["number"], time.perf_counter())
 
@@ -234,17 +230,9 @@ def trained(trials: int, *, limits: bool, kind: str) -> dict[str, Any]:
             assert {trial["state"] for trial in summary["trials"]} == {"COMPLETE"}
             numbers = sorted(ends)
             seconds = [0.0, *(ends[other] - ends[one] for one, other in zip(numbers, numbers[1:], strict=False))]
-            later = numbers[1:]
-            rows = [json.loads(line) for line in (Path(folder) / "result" / "trials.jsonl").read_text().splitlines()]
-            epoch_s = {number: [row["time/epoch_s"] for row in rows if row["trial"] == number] for number in later}
-            phases = {
-                "to_first_epoch_s": round(statistics.median(firsts[number] - begins[number] - epoch_s[number][0] for number in later), 2),
-                "epochs_s": round(statistics.median(sum(epoch_s[number]) for number in later), 2),
-                "from_first_row_s": round(statistics.median(ends[number] - firsts[number] for number in later), 2),
-            }
     # The first also loads libraries and data, in all of them.
     told_s = {"trial_s": round(statistics.median(seconds[1:]), 2), "each": [round(each, 2) for each in seconds[1:]]}
-    return {"what": f"{kind}, limits {limits}", **told_s, **phases}
+    return {"what": f"{kind}, limits {limits}", **told_s}
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], list[str]]] = {

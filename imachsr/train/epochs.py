@@ -185,7 +185,7 @@ class Epochs:
 
 
 def _largest(row: Row) -> Row:
-    rows: list[Row] = gathered(row)  # type: ignore[assignment]
+    rows = gathered(row)
     return {key: max(each[key] for each in rows if key in each) for key in dict.fromkeys(key for each in rows for key in each)}
 
 

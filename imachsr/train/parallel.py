@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from imachsr.config.training import Compute
 from imachsr.train.device import Placement
 
 Row = dict[str, float]
+T = TypeVar("T")
 PIECE_BYTES = 64 * 2**20
 """Of a state that is sent at a time: NCCL sends from the GPU's memory, which the model may fill."""
 
@@ -99,19 +100,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(value: object) -> list[object]:
+def gathered(value: T) -> list[T]:
     """Every rank's value, in rank order; plain values and small tensors."""
     world = rank_and_world()[1]
     if world == 1:
         return [value]
-    values: list[object] = [None] * world
+    values: list[Any] = [None] * world
     dist.all_gather_object(values, value)
     return values
 
 
 def mean_over_ranks(row: Row) -> Row:
     """The mean of every rank's row, so that all of them report the same; a key that a rank lacks counts where it is there."""
-    rows: list[Row] = gathered(row)  # type: ignore[assignment]
+    rows = gathered(row)
     keys = dict.fromkeys(key for each in rows for key in each)
     return {key: math.fsum(each[key] for each in rows if key in each) / sum(key in each for each in rows) for key in keys}
 

@@ -33,9 +33,9 @@ def run_slowly(driver: Driver, pause: float) -> None:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Any:
-    """A search of six trials that this process runs meanwhile; it ends in some seconds."""
+    """A search of six trials that this process runs meanwhile; it ends in a dozen seconds."""
     driver = toy_driver(tmp_path / "out", toy_search(arms=[{"name": "base", "set": {"x": 0.1}}], budget={"trials": 6}, scheduler={"kind": "none"}))
-    thread = threading.Thread(target=lambda: (run_slowly(driver, 0.25), driver.close()))
+    thread = threading.Thread(target=lambda: (run_slowly(driver, 0.5), driver.close()))
     thread.start()
     yield tmp_path / "out"
     thread.join()
@@ -73,7 +73,8 @@ def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(running: Path
     watching.send_signal(signal.SIGINT)
     assert watching.wait(timeout=30) == 130
     os.close(ours)
-    assert not json.loads((running / "summary.json").read_text())["finished"] if (running / "summary.json").exists() else True
+    looked = json.loads((running / "summary.json").read_text())
+    assert not looked["finished"], "the search itself must go on"
 
 
 def test_what_stands_is_shown_once_also_of_a_search_that_nobody_runs(run: Cli, tmp_path: Path) -> None:
