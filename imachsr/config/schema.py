@@ -16,6 +16,7 @@ from imachsr.core.output import CrossEntropy, OutputLoss
 from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import AutoStandard, Standard
 from imachsr.data import DatasetSpec, Scenes
+from imachsr.data.subset import Subset
 from imachsr.data.transforms import Augment
 from imachsr.models import ModelSpec, SmpModel
 
@@ -156,6 +157,7 @@ class Run(Settings):
     name: str = Field("run", min_length=1)
     seed: int = Field(0, ge=0, lt=2**32)
     data: _DatasetSpec = Scenes()
+    subset: Subset = Subset()
     model: _ModelSpec = SmpModel()
     method: Method = Method()
     output_loss: _OutputLossSpec = CrossEntropy()

@@ -7,6 +7,7 @@ from typing import Any
 
 from imachsr.config.load import run_to_dict
 from imachsr.config.schema import Run
+from imachsr.data.subset import Subset
 
 # Numbers that agree in so many digits are one: 3 x 0.1 is meant to be 0.3.
 _DIGITS = 12
@@ -28,6 +29,8 @@ def canonical(run: Run) -> dict[str, Any]:
     tree.pop("name")
     tree.pop("seed")
     tree["data"].pop("cache", None)
+    if run.subset == Subset():  # as in folders that are older than this setting
+        tree.pop("subset")
     for part, names in (("compute", _COMPUTE), ("recovery", _RECOVERY)):
         tree[part] = {key: value for key, value in tree[part].items() if key not in names}
     if run.recovery.nonfinite == "raise":

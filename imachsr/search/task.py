@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from imachsr.config.load import make_run, run_to_dict
@@ -38,6 +39,9 @@ class Task(Protocol):
 
     def mismatch(self, config: Config, found: Mapping[str, Any]) -> list[str]:
         """Where what a worker says that it trains is not this configuration, in words."""
+
+    def made_of(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what a worker says: ``taps``, ``losses`` (their kinds, one a tap) and ``network``; {} where nothing is known of them."""
 
     def check_row(self, row: Mapping[str, Any]) -> str | None:
         """What is wrong with a row beside its objectives, in words."""
@@ -81,6 +85,11 @@ class Training:
         """The live objects against the settings."""
         return differences(make_run(config), found)
 
+    def made_of(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the live objects."""
+        losses = [loss.get("kind") or loss["class"] if isinstance(loss, Mapping) else str(loss) for loss in found.get("losses", ())]
+        return {"taps": list(found.get("taps", ())), "losses": losses, "network": found.get("network")}
+
     def check_row(self, row: Mapping[str, Any]) -> str | None:
         """A model whose output is NaN still has a mIoU: that of predicting class 0 everywhere."""
         return None if _is_finite(row.get(self.loss)) else f"{self.loss} must be finite, but got {row.get(self.loss)} at epoch {row['epoch']}"
@@ -119,6 +128,10 @@ class Function:
         """The worker says what it was called with."""
         sent, got = (json.dumps(each, sort_keys=True) for each in (config, found))
         return [] if sent == got else [f"the function must be called with {sent}, but was with {got}"]
+
+    def made_of(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """The worker says only what it was called with, whose names are the user's."""
+        return {}
 
     def check_row(self, row: Mapping[str, Any]) -> str | None:
         """Nothing is known of it."""
@@ -167,11 +180,12 @@ def rehearse(search: Search) -> dict[str, str]:
     prints: dict[str, str] = {}
     for arm in search.arms:
         run = search.run_of(arm.set_, name=arm.name, seed=search.seeds[0])
-        data = json.dumps(run_to_dict(run)["data"], sort_keys=True)
+        data = json.dumps([run_to_dict(run)[part] for part in ("data", "subset")], sort_keys=True)
         if data not in loaded:
             splits: tuple[Split, ...] = ("train",) if search.score_on == "select" and search.confirm is None else ("train", "val")
-            whole = {split: run.data.load(split) for split in splits}
-            loaded[data] = search.selection.split(whole["train"])[0] if search.score_on == "select" else whole["train"]
+            whole: dict[str, Samples] = {split: run.data.load(split) for split in splits}
+            cut = search.selection if search.score_on == "select" else None
+            loaded[data] = run.subset.split(whole["train"], partial(whole.__getitem__, "val"), selection=cut)[0]
             prints = prints or {split: samples.fingerprint() for split, samples in whole.items()}
         size = (loaded[data].images.shape[-2], loaded[data].images.shape[-1])
         build_net(run, num_classes=run.data.num_classes, size=size, samples=loaded[data], steps_per_epoch=1)

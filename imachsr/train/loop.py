@@ -36,10 +36,11 @@ class Result:
     """What a training gives.
 
     Attributes:
-        history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``accuracy``, ``ece``, ``iou/CLASS`` (percent)
-            and ``loss``; ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the last two weighted), ``lr`` and ``nonfinite``
-            (steps so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``; ``time/step_ms`` (median), ``time/epoch_s``;
-            ``images_per_s``; ``memory/peak_mib`` (the largest of the workers'), of each one's GPU ``gpu/RANK/`` + ``memory_mib``, ``utilization``.
+        history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``boundary_iou``, ``accuracy``, ``ece``,
+            ``iou/CLASS`` (percent), ``nll`` (nats) and ``loss``; ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the
+            last two weighted), ``lr`` and ``nonfinite`` (steps so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``;
+            ``time/step_ms`` (median), ``time/epoch_s``; ``images_per_s``; ``memory/peak_mib`` (the largest of the workers'), of each one's GPU
+            ``gpu/RANK/`` + ``memory_mib``, ``utilization``.
         taps: Addresses of the supervised layers.
     """
 
@@ -98,8 +99,8 @@ def train(
         torch.set_num_threads(run.compute.threads)
     placement = decide(run.compute, Machine.here())
     claim_gpu(placement)
-    samples = run.data.load("train")
-    samples, held_out = (selection or Selection()).split(samples) if evaluate_on == "select" else (samples, run.data.load("val"))
+    cut = (selection or Selection()) if evaluate_on == "select" else None
+    samples, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"), selection=cut)
     training = _build(run, samples, placement, steps=len(samples) // batch_size(run, len(samples), world))
     training.began_at = started
     on_built(training)

@@ -88,11 +88,8 @@ def train_distributed(
     if not resume and checkpoint.exists(output):
         raise ConfigError(f"{output} must be a new folder, but holds a training; give another --output, or continue it with --resume")
     # What every worker would fail at fails here, before any starts.
-    samples = run.data.load("train")
-    if evaluate_on == "val":
-        run.data.load("val")
-    else:
-        samples, _ = (selection or Selection()).split(samples)
+    cut = (selection or Selection()) if evaluate_on == "select" else None
+    samples, _ = run.subset.split(run.data.load("train"), lambda: run.data.load("val"), selection=cut)
     batch_size(run, len(samples), high)
     build_net(run, num_classes=run.data.num_classes, size=(samples.images.shape[-2], samples.images.shape[-1]))
     connect()

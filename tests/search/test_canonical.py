@@ -59,6 +59,7 @@ CHANGED: dict[str, Any] = {
     "output_loss.class_weights": [1.0, 2.0],
     "output_loss.label_smoothing": 0.1,
     "augment.scale": [0.9, 1.1],
+    "subset.share": 0.5,
     "optimizer.grad_clip": 1.0,
     "optimizer.ema": 0.9,
     "method.grad_ratio": 0.5,
