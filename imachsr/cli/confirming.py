@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def run_plan(plan: "Plan", at: Path, *, resume: bool, wandb: str, project: str, style: Style) -> tuple[dict[str, Any] | None, Path, list[str]]:
-    """Run a confirmation with its progress shown; what it found (None: it was interrupted), its page, and the tracker's lines for the user.
+    """Run a confirmation with its progress shown, and write its page and that of its search anew.
+
+    Gives what it found (None: it was interrupted), its page, and the tracker's lines for the user.
 
     Args:
         plan: What to run.
@@ -29,6 +31,7 @@ def run_plan(plan: "Plan", at: Path, *, resume: bool, wandb: str, project: str, 
     """
     from imachsr.report.html import write_report
     from imachsr.search.confirm import confirm
+    from imachsr.search.summary import FILE as SUMMARY
 
     search = plan.search
     tracker = open_tracker(at, wandb, project)
@@ -50,7 +53,10 @@ def run_plan(plan: "Plan", at: Path, *, resume: bool, wandb: str, project: str, 
 
     with progress, contextlib.redirect_stdout(sys.stderr):  # what Ray prints is no result
         found, lines = confirm(plan, at, tracker=tracker, on_change=progress.update, on_ready=announce, say=say, resume=resume)
-    return found, write_report(at), lines
+    page = write_report(at)
+    if (at.parent / SUMMARY).exists():  # the search's own page tells of it too, and shows what it prefers
+        write_report(at.parent)
+    return found, page, lines
 
 
 def confirm_search(

@@ -239,7 +239,6 @@ def search(
         lines += more
         if confirmed is not None and not is_for_machines:
             show(confirmed)
-        page = write_report(folder)
     is_whole = summary["finished"] and (not is_to_confirm or confirmed is not None or bool(unconfirmed))
     lines += dashboard(folder, wandb)
     told = {**summary, "output": str(folder), "report": str(page), **({"confirm": confirmed} if found.confirm is not None else {})}

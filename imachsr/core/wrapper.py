@@ -94,6 +94,7 @@ class IMacHSR(nn.Module):
         self.num_classes, self.ignore_index, self.seed, self.total_steps = num_classes, ignore_index, seed, total_steps
         self._check_steps()
         self.taps: tuple[Tap, ...] = ()
+        self.traced: Trace | None = None
         self.losses: tuple[AnySideLoss, ...] = ()
         self.adapters = nn.ModuleList()
         self.balance: GradientBalance | None = None
@@ -105,7 +106,8 @@ class IMacHSR(nn.Module):
             if alpha > 0:
                 refuse_parallel(model)
             found = None if calibration is None else Calibration(model, calibration, num_classes, ignore_index, seed=seed)
-            self.taps = select(standard, trace(model, example), found)
+            self.traced = trace(model, example)
+            self.taps = select(standard, self.traced, found)
             if alpha > 0:
                 self._build_side(loss, heterogeneity, example)
             self._check_entropy()

@@ -41,7 +41,7 @@ def pictures(folder: Path, shown: dict[str, int]) -> str:
         shown: Number of a trial by what it is called, the baseline first.
     """
     samples = next((found for number in shown.values() if (found := load(folder, number, "samples.npz")) is not None), None)
-    if samples is None or not {"images", "labels", "class_names"} <= set(samples):
+    if samples is None or not {"images", "labels", "class_names"} <= set(samples) or not len(samples["labels"]):
         return ""
     labels = samples["labels"]
     predicted: dict[str, Any] = {}
@@ -68,7 +68,8 @@ def pictures(folder: Path, shown: dict[str, int]) -> str:
     note = "Evenly spread over the images that are scored, at the last epoch; chosen by place, not by result."
     if len(predicted) == 2:
         note += " Where they differ: blue, only the best is right; orange, only the baseline is; grey, both are wrong, in unlike ways."
-    return f"<p class='note'>{note}</p><p class='key'>{key}</p><div class='shots'>{''.join(figures)}</div>"
+    columns = f"grid-template-columns:repeat({len(figures) // len(labels)},minmax(110px,1fr))"  # a line for each image
+    return f"<p class='note'>{note}</p><p class='key'>{key}</p><div class='wide'><div class='shots' style='{columns}'>{''.join(figures)}</div></div>"
 
 
 def _differing(labels: Any, base: Any, best: Any) -> Any:

@@ -46,7 +46,7 @@ def export(folder: Path, out: Path, *, trial: int | None = None) -> Exported:
     """
     summary, confirmation = load_summary(folder), load_confirmation(folder)
     known = {item["number"]: item for item in summary["trials"]}
-    number = trial if trial is not None else _best(summary, confirmation)
+    number = trial if trial is not None else preferred(summary, confirmation)
     if number is None:
         raise ConfigError(f"a trial of {folder} must have finished to be exported, but none has; continue the search, or name one with --trial")
     if number not in known:
@@ -79,7 +79,15 @@ def load_confirmation(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: If it is broken, or of another version.
     """
-    path = folder / CONFIRMED
+    return read_confirmation(folder / CONFIRMED)
+
+
+def read_confirmation(path: Path) -> dict[str, Any] | None:
+    """A confirm.json, wherever it lies; None when it is not there.
+
+    Raises:
+        ConfigError: As :func:`load_confirmation`.
+    """
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -96,7 +104,8 @@ def _is_of(configuration: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
     return bool(configuration["name"] == item["arm"] if configuration["trial"] is None else configuration["trial"] == item["number"])
 
 
-def _best(summary: Mapping[str, Any], confirmation: Mapping[str, Any] | None) -> int | None:
+def preferred(summary: Mapping[str, Any], confirmation: Mapping[str, Any] | None) -> int | None:
+    """Number of the trial that a confirmation likes best, by its mean; without one, and where that trial is not there, the search's best."""
     best = None if confirmation is None else next((each for each in confirmation["configurations"] if each["name"] == confirmation["best"]), None)
     own = [] if best is None else [item["number"] for item in summary["trials"] if item["state"] == "COMPLETE" and _is_of(best, item)]
     number: int | None = min(own, default=summary["best"])

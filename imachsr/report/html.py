@@ -9,7 +9,9 @@ from typing import Any
 from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
 from imachsr.report import evidence, sections
-from imachsr.report.relations import front
+from imachsr.report.confirmed import differences, followed, followed_by_itself
+from imachsr.report.network import network
+from imachsr.report.relations import front, rungs
 from imachsr.report.table import STATES, has_seeds, load_summary, rows
 from imachsr.report.verdict import commands, confirmation_of, is_confirmation, verdict
 
@@ -23,8 +25,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         ConfigError: If the folder holds no search, or cannot be written to.
     """
-    summary = load_summary(folder)
-    text = _page(folder, summary, _rows(folder))
+    text = _page(folder, load_summary(folder), _rows(folder))
     path = folder / "report.html"
     try:
         write_text(path, text.encode("utf-8", "replace").decode())  # names of classes can hold what was no UTF-8
@@ -34,22 +35,47 @@ def write_report(folder: Path) -> Path:
 
 
 def _page(folder: Path, summary: dict[str, Any], curves: Curves) -> str:
+    confirmation = confirmation_of(folder)
+    summary, prefers = (followed_by_itself if is_confirmation(folder) else followed)(summary, confirmation)
+    data = _data(summary, curves)
+    parts = [part for part in _parts(folder, summary, curves, data, differences(confirmation)) if part[2]]
+    links = "".join(f"<a href='#{_id(title)}'>{title}</a>" for title, _, _ in parts)
+    body = "".join(f"<section id='{_id(title)}'><h2>{title}</h2><p class='note'>{note}</p>{content}</section>" for title, note, content in parts)
+    kind = "Confirmation" if is_confirmation(folder) else "Search"
+    name = html.escape(summary["name"])
+    said = f"<p class='verdict'>{html.escape(prefers)}</p>" if prefers else ""
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{name}</title><style>{_asset('page.css')}</style></head><body><h1>{kind} {name}</h1>"
+        f"{verdict(folder, summary, confirmation)}{said}<p class='note'>{_facts(summary)}</p>{sections.alarms(summary)}<nav>{links}</nav>{body}"
+        "<div id='tip' role='tooltip' hidden></div><dialog id='details' aria-label='Trial'><pre id='details-text'></pre>"
+        "<button id='close'>close</button></dialog>"
+        f"<script type='application/json' id='data'>{_json(data)}</script><script>{_asset('page.js')}</script></body></html>\n"
+    )
+
+
+def _parts(folder: Path, summary: dict[str, Any], curves: Curves, data: dict[str, Any], confirmed: str) -> list[tuple[str, str, str]]:
+    """Title, note and content of each section; one without content is left out."""
     shown = {"baseline": summary["baseline"], "best": summary["best"]}
     shown = {name: number for name, number in shown.items() if number is not None}
     if len(set(shown.values())) < len(shown):
         del shown["best"]
-    data = _data(summary, curves)
     words, bins = evidence.reliability(folder, shown)
     matrices = "".join(f"<h3>{name}</h3>{table}" for name, number in shown.items() if (table := evidence.confusion(folder, number)))
+    about_network, drawing = network(folder, summary, curves)
     can_compare = sum(trial["arm"] is None and trial["value"] is not None for trial in data["trials"]) > 1
-    parts = [
+    return [
+        ("Confirmed differences", "A small dot is a pair of runs with one seed, a large one their mean, a line its 95 % interval. Blue: better; "
+         "orange: worse; grey: neither, as far as these runs can tell.", confirmed),
         ("Settings", "Sampled trials with their last value; stopped ones, dashed, had fewer epochs. Drag along an axis to choose a range of it: the "
          "table and the other diagrams follow; a click on the axis lets go.", _drawn("coordinates", "parallel coordinates") if can_compare else ""),
         ("Importance of settings", sections.IMPORTANCE, sections.importance(summary)),
         ("Learning curves", "A cross is where a trial was stopped.", sections.KEY + _drawn("curves", "learning curves") if curves else ""),
         ("Trade-offs", "Finished trials. A dark rim: none other is better in one of the two and as good in the other.",
          "".join(_drawn("scatter", f"{each['y']} against {each['x']}", place) for place, each in enumerate(data["scatters"]))),
-        ("Rungs", "Where sampled trials were compared with each other, and stopped.", sections.rungs(summary, curves)),
+        ("Network", about_network, drawing),
+        ("Rungs", "Where sampled trials were compared with each other, and went on or were stopped. Arms always go on, and are not counted.",
+         _rungs(summary, curves)),
         ("Classes", "IoU of each class at the last epoch, percent.", sections.classes(summary, curves, shown)),
         ("Pictures", "", evidence.pictures(folder, shown)),
         ("Confusion", "Where the pixels of each class went, percent of the class.", matrices),
@@ -57,22 +83,14 @@ def _page(folder: Path, summary: dict[str, Any], curves: Curves) -> str:
          sections.diagram(bins) if bins else ""),
         ("Arms over their seeds", "Differences are against the baseline with the same seed, finished trials only.", sections.arms_table(summary)),
         ("Cost", "", sections.cost(summary)),
-        ("Trials", "<span id='count'></span> Click a heading to sort, a row for all about a trial.", sections.table(summary, rows(summary))),
+        ("Trials", "<span id='count'></span>. Click a heading to sort, a row for all about a trial.", sections.table(summary, rows(summary))),
         ("Commands", "To run it again, and to go on.", commands(folder, summary)),
     ]  # fmt: skip
-    parts = [part for part in parts if part[2]]
-    links = "".join(f"<a href='#{_id(title)}'>{title}</a>" for title, _, _ in parts)
-    body = "".join(f"<section id='{_id(title)}'><h2>{title}</h2><p class='note'>{note}</p>{content}</section>" for title, note, content in parts)
-    kind = "Confirmation" if is_confirmation(folder) else "Search"
-    name = html.escape(summary["name"])
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{name}</title><style>{_asset('page.css')}</style></head><body><h1>{kind} {name}</h1>"
-        f"{verdict(folder, summary, confirmation_of(folder))}<p class='note'>{_facts(summary)}</p>{sections.alarms(summary)}<nav>{links}</nav>{body}"
-        "<div id='tip' role='tooltip' hidden></div><dialog id='details' aria-label='Trial'><pre id='details-text'></pre>"
-        "<button id='close'>close</button></dialog>"
-        f"<script type='application/json' id='data'>{_json(data)}</script><script>{_asset('page.js')}</script></body></html>\n"
-    )
+
+
+def _rungs(summary: dict[str, Any], curves: Curves) -> str:
+    table = sections.rungs(summary, curves)
+    return sections.RUNG_KEY + _drawn("rungs", f"{summary['metric']} at each rung") + table if table else ""
 
 
 def _id(title: str) -> str:
@@ -147,7 +165,9 @@ def _data(summary: dict[str, Any], curves: Curves) -> dict[str, Any]:
         for trial in [*summary["trials"], *begun]
     ]
     fixed = {key: summary[key] for key in ("metric", "mode", "baseline", "best")}
-    return {**fixed, "trials": trials, "scatters": _scatters(summary, curves)}
+    counts = rungs(summary, {trial["number"]: trial["curve"] for trial in trials})
+    levels = [{"epoch": level, "came": came, "stopped": stopped} for level, came, stopped, _ in counts]
+    return {**fixed, "trials": trials, "scatters": _scatters(summary, curves), "rungs": levels}
 
 
 def _scatters(summary: dict[str, Any], curves: Curves) -> list[dict[str, Any]]:

@@ -31,7 +31,11 @@
     mark(number);
     tip.hidden = number === null;
     if (number === null) return;
-    tip.textContent = lines(trials.get(number)).join("\n");
+    show(lines(trials.get(number)).join("\n"), x, y);
+  }
+  function show(text, x, y) {
+    tip.textContent = text;
+    tip.hidden = false;
     const box = tip.getBoundingClientRect();
     tip.style.left = Math.max(4, Math.min(x + 14, innerWidth - box.width - 4)) + "px";
     tip.style.top = Math.max(4, y + 14 + box.height > innerHeight ? y - box.height - 10 : y + 14) + "px";
@@ -51,7 +55,13 @@
     if (low === high) { low -= Math.abs(low) * 0.05 || 0.5; high += Math.abs(high) * 0.05 || 0.5; }
     return [low, high];
   };
-  function frame(holder, points, names) {
+  const round = (low, high, most, isWhole) => { // so many round numbers at most
+    const least = (high - low) / most, power = 10 ** Math.floor(Math.log10(least));
+    const step = Math.max(isWhole ? 1 : 0, power * [1, 2, 5, 10].find((each) => power * each >= least));
+    const first = Math.ceil(low / step - 1e-9);
+    return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(12)));
+  };
+  function frame(holder, points, names, ticks) {
     const width = holder.clientWidth, height = 320, left = 54, bottom = 40;
     const svg = node("svg", { width, height, role: "img", "aria-label": holder.dataset.label });
     holder.replaceChildren(svg);
@@ -59,13 +69,9 @@
     const x = (value) => left + 8 + ((value - x0) / (x1 - x0)) * (width - left - 24);
     const y = (value) => height - bottom - 8 - ((value - y0) / (y1 - y0)) * (height - bottom - 40);
     node("path", { class: "axis", d: `M${left},8V${height - bottom}H${width - 8}` }, svg);
-    for (const part of [0, 0.25, 0.5, 0.75, 1]) {
-      const value = y0 + part * (y1 - y0);
-      node("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, svg, brief(Number(value.toPrecision(3))));
-      const across = x0 + part * (x1 - x0);
-      if (width > 500 || part === 0 || part === 1)
-        node("text", { x: x(across), y: height - bottom + 16, "text-anchor": part === 1 ? "end" : part ? "middle" : "start" }, svg, brief(Number(across.toPrecision(3))));
-    }
+    for (const value of round(y0, y1, 7)) node("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, svg, brief(value));
+    for (const value of ticks ? [] : round(x0, x1, width > 500 ? 8 : 4, names[0] === "epoch")) node("text", { x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, svg, brief(value));
+    for (const [at, text, from] of ticks || []) node("text", { x: x(at), y: height - bottom + 16, "text-anchor": from }, svg, text);
     node("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, svg, names[0]);
     node("text", { x: 4, y: 12 }, svg, names[1]);
     const placed = points.map((p) => [x(p[0]), y(p[1]), p[2]]);
@@ -98,6 +104,22 @@
       else if (trial.curve.length === 1) node("circle", { class: "dot" + kind(trial), r: 4, cx: x(epoch), cy: y(value), "data-n": trial.number }, svg);
     }
   }
+  function rungs(holder) {
+    const place = new Map(data.rungs.map((each, at) => [each.epoch, at]));
+    const shown = data.trials.map((trial) => [trial, trial.curve.filter(([epoch]) => place.has(epoch))]).filter(([, there]) => there.length).sort((a, b) => last(a[0], b[0]));
+    const points = shown.flatMap(([trial, there]) => there.map(([epoch, value]) => [place.get(epoch), value, trial.number]));
+    const isWide = holder.clientWidth / data.rungs.length > 150, final = data.rungs.length - 1;
+    const ticks = data.rungs.map((each, at) => [at, isWide ? `epoch ${each.epoch}: ${each.came - each.stopped} of ${each.came} went on` : `${each.epoch}: ${each.came - each.stopped}/${each.came}`, final === 0 ? "middle" : at === 0 ? "start" : at === final ? "end" : "middle"]);
+    const { svg, x, y } = frame(holder, points, [isWide ? "rung" : "epoch of the rung: went on / came", data.metric], ticks);
+    for (const [trial, there] of shown) {
+      if (there.length > 1) node("polyline", { class: "mark" + kind(trial).replace(" stopped", ""), points: there.map(([epoch, value]) => `${x(place.get(epoch)).toFixed(1)},${y(value).toFixed(1)}`).join(" "), "data-n": trial.number }, svg);
+      for (const [epoch, value] of there) {
+        const at = [x(place.get(epoch)), y(value)], isStopped = trial.state === "stopped" && trial.arm === null && trial.epochs === epoch;
+        node("circle", { class: "dot" + kind(trial).replace(" stopped", "") + (isStopped ? " ended" : ""), r: isStopped ? 5.5 : 4.5, cx: at[0], cy: at[1], "data-n": trial.number }, svg);
+        if (isStopped) node("path", { class: "cross", d: `M${at[0] - 3},${at[1] - 3}l6,6m0,-6l-6,6`, "data-n": trial.number }, svg);
+      }
+    }
+  }
   function scatter(holder) {
     const chart = data.scatters[Number(holder.dataset.chart)];
     const { svg, x, y } = frame(holder, chart.points, [chart.x, chart.y]);
@@ -113,10 +135,11 @@
     const shown = data.trials.filter((trial) => trial.arm === null && trial.value !== null);
     const keys = [...new Set(shown.flatMap((trial) => Object.keys(trial.params)))];
     const axes = [...keys, null].map((key) => axis(key, shown.map((trial) => (key === null ? trial.value : trial.params[key]))));
-    const width = Math.max(holder.clientWidth, axes.length * 104), height = 340, top = 34, foot = 24, span = height - top - foot;
+    const width = Math.max(holder.clientWidth, axes.length * 88), height = 340, top = 34, foot = 24, span = height - top - foot;
     const svg = node("svg", { width, height, role: "group", "aria-label": "parallel coordinates" });
     holder.replaceChildren(svg);
-    const across = (place) => 52 + (place * (width - 104)) / Math.max(1, axes.length - 1);
+    const gap = (width - 104) / Math.max(1, axes.length - 1), most = Math.max(9, Math.floor(gap / 7) - 1);
+    const across = (place) => 52 + place * gap;
     const down = (part) => top + span * (1 - part);
     const scores = spread(shown.map((trial) => trial.value));
     const paths = shown.map((trial, row) => {
@@ -133,7 +156,7 @@
     axes.forEach((each, place) => {
       const x = across(place), group = node("g", { tabindex: 0, role: "slider", "aria-label": `${each.name}: arrow up and down move the lower bound, with shift the upper bound, escape clears`, "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": 0 }, svg);
       node("path", { class: "axis", d: `M${x},${top}V${top + span}` }, group);
-      node("text", { x, y: 14, "text-anchor": "middle" }, group, each.name.length > 15 ? each.name.slice(0, 14) + "\u2026" : each.name).appendChild(node("title", {}, null, each.name));
+      node("text", { x, y: 14, "text-anchor": "middle" }, group, each.name.length > most ? each.name.slice(0, most - 1) + "\u2026" : each.name).appendChild(node("title", {}, null, each.name));
       for (const [part, text] of each.ticks) node("text", { x: x + 5, y: down(part) + 4 }, group, text);
       const brush = node("rect", { class: "brush", x: x - 8, width: 16, y: top, height: 0 }, group);
       const grip = node("rect", { class: "grip", x: x - 16, width: 32, y: top - 6, height: span + 12 }, group);
@@ -188,7 +211,8 @@
     return { name, ticks: names.map((each) => [at(each), each]), parts: values.map((value) => at(value === undefined ? "not set" : brief(value))) };
   }
   function colour(share) { // viridis between five of its stops: even in lightness, told apart by the colour-blind
-    const stops = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [225, 210, 40]];
+    const isDark = matchMedia("(prefers-color-scheme:dark)").matches; // its dark end would not be seen there
+    const stops = [isDark ? [160, 125, 225] : [68, 1, 84], isDark ? [95, 145, 215] : [59, 82, 139], [33, 145, 140], [94, 201, 98], [225, 210, 40]];
     const at = Math.min(3, Math.floor(share * 4)), part = share * 4 - at;
     return `rgb(${stops[at].map((low, channel) => Math.round(low + part * (stops[at + 1][channel] - low))).join()})`;
   }
@@ -223,7 +247,32 @@
   });
   document.getElementById("close").addEventListener("click", () => details.close());
 
-  const makers = { curves, scatter, coordinates };
+  const network = document.getElementById("layers");
+  if (network) {
+    const layers = [...network.querySelectorAll("[data-layer]")], told = document.getElementById("layer-words");
+    const choose = (place) => {
+      layers.forEach((each, at) => each.classList.toggle("on", at === place));
+      told.textContent = place === null ? "" : layers[place].dataset.words.replaceAll("\n", "; ");
+      return place;
+    };
+    let at = null;
+    network.addEventListener("pointermove", (event) => {
+      const found = event.target.closest("[data-layer]");
+      at = choose(found ? Number(found.dataset.layer) : null);
+      if (found) show(found.dataset.words, event.clientX, event.clientY); else tip.hidden = true;
+    });
+    network.addEventListener("pointerleave", () => { at = choose(null); tip.hidden = true; });
+    network.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (event.key === "Escape") at = choose(null);
+      else if (step) at = choose(at === null ? (step > 0 ? 0 : layers.length - 1) : Math.max(0, Math.min(layers.length - 1, at + step)));
+      else return;
+      event.preventDefault();
+      if (at !== null) layers[at].scrollIntoView({ block: "nearest", inline: "nearest" });
+    });
+  }
+
+  const makers = { curves, scatter, coordinates, rungs };
   document.querySelectorAll("[data-draw]").forEach((holder) => charts.push([makers[holder.dataset.draw], holder]));
   const draw = () => charts.forEach(([make, holder]) => make(holder));
   let width = innerWidth;

@@ -11,10 +11,12 @@ Summary = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
 _DIGITS = 6
 _DIAGRAM = 300
-KEY = (
+_LINES = (
     "<p class='key'><span><i style='color:var(--base)'></i>baseline</span><span><i style='color:var(--best)'></i>best</span>"
-    "<span><i style='color:var(--other)'></i>others</span><span><i style='color:var(--other);border-top-style:dashed'></i>stopped early</span></p>"
+    "<span><i style='color:var(--other)'></i>others</span>"
 )
+KEY = f"{_LINES}<span><i style='color:var(--other);border-top-style:dashed'></i>stopped early</span></p>"
+RUNG_KEY = f"{_LINES}<span>\u2297 stopped there</span></p>"
 IMPORTANCE = (
     "The share of the variance of the metric's ranks that goes with each setting alone, over finished sampled trials, and what a setting without "
     "effect would have by chance. It is association: the sampler chose these values, and settings that changed together cannot be told apart."
@@ -42,7 +44,7 @@ def table(summary: Summary, lines: Sequence[Row]) -> str:
         found.append(
             f"<tr data-n='{row.number}' tabindex='0' class='{kind}'>{cells}<td class='long'>{html.escape(row.error or row.settings)}<td>{taps}</tr>"
         )
-    return f"<div class='wide tall'><table id='trials'><thead><tr>{head}</tr></thead><tbody>{''.join(found)}</tbody></table></div>"
+    return f"<div class='wide tall'><table><thead><tr>{head}</tr></thead><tbody>{''.join(found)}</tbody></table></div>"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -55,13 +57,13 @@ def arms_table(summary: Summary) -> str:
     return _plain(["arm", "seeds", f"mean {summary['metric']}", "mean difference", "of each seed"], found) if found else ""
 
 
-def _plain(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of texts, numbers between its first and its last column."""
+def _plain(head: Sequence[str], lines: Sequence[Sequence[str]], *, size: str = "") -> str:
+    """A table of texts, numbers between its first and its last column; a ``narrow`` one is as wide as these need."""
     columns = range(len(head))
     kind = ["" if place in (0, len(head) - 1) else " class=n" for place in columns]
     first = "".join(f"<th{kind[place]}>{html.escape(head[place])}" for place in columns)
     others = "".join("<tr>" + "".join(f"<td{kind[place]}>{html.escape(line[place])}" for place in columns) + "</tr>" for line in lines)
-    return f"<div class='wide'><table><tr>{first}</tr>{others}</table></div>"
+    return f"<div class='wide {size}'><table><tr>{first}</tr>{others}</table></div>"
 
 
 def importance(summary: Summary) -> str:
@@ -76,7 +78,7 @@ def rungs(summary: Summary, curves: Mapping[int, Lines]) -> str:
     """How many trials came to each rung, and went on; "" without rungs."""
     found = relations.rungs(summary, {number: curve(lines, summary["metric"]) for number, lines in curves.items()})
     lines = [(str(level), str(came), str(came - stopped), str(stopped), f"{best:.2f}") for level, came, stopped, best in found]
-    return _plain(["epoch", "came", "not stopped", "stopped", f"best {summary['metric']} there"], lines) if lines else ""
+    return _plain(["epoch", "came", "not stopped", "stopped", f"best {summary['metric']} there"], lines, size="narrow") if lines else ""
 
 
 def classes(summary: Summary, curves: Mapping[int, Lines], shown: Mapping[str, int]) -> str:
@@ -129,12 +131,26 @@ def cost(summary: Summary) -> str:
     states = [trial["state"] for trial in summary["trials"]]
     lines = [("trials", str(len(states)), f"of {summary.get('budget')}"), ("failed trials", str(states.count("FAIL")), "")]
     lines.append(("wall time, hours", f"{summary['wall_s'] / 3600:.3g}", ""))
-    lines += [(f"spent: {name.replace('_', ' ')}", f"{value:.4g}", "") for name, value in summary.get("spent", {}).items() if value]
+    lines += [
+        (f"spent: {name.replace('_', ' ')}", f"{value:.4g}", "") for name, value in summary.get("spent", {}).items() if value and name != "hours"
+    ]
+    lines += _troubles(summary)
     saved = sum(summary["max_epochs"] - trial["epochs"] for trial in summary["trials"] if trial["state"] == "PRUNED")
     lines.append(("epochs not run, since trials were stopped", str(saved), ""))
     if summary.get("ended_early"):
         lines.append(("ended early", "", str(summary["ended_early"])))
-    return _plain(["", "", ""], lines)
+    return _plain(["", "", ""], lines, size="narrow")
+
+
+def _troubles(summary: Summary) -> list[tuple[str, str, str]]:
+    """How often the search and its trials had to go on from where they were; older versions kept no count of it."""
+    sittings, counts = summary.get("sittings"), [trial.get("troubles") for trial in summary["trials"]]
+    known, missing = [each for each in counts if each], sum(not each for each in counts)
+    words = "" if not missing else f"{missing} trials not recorded" if known else "not recorded"
+    told = [str(sum(each[key] for each in known)) if known else "" for key in ("restarts", "lost", "resumed")]
+    resumes = ("times the search was resumed", "" if sittings is None else str(sittings - 1), "not recorded" if sittings is None else "")
+    names = ("restarts of trials whose worker died", "trials lost, whose worker died too often", "trials continued when the search was resumed")
+    return [*((name, number, words) for name, number in zip(names, told, strict=True)), resumes] if counts else [resumes]
 
 
 def alarms(summary: Summary) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imachsr.report.export import load_confirmation
+from imachsr.report.export import CONFIRMED, load_confirmation, read_confirmation
 
 PLAN = "plan.json"
 Summary = Mapping[str, Any]
@@ -18,11 +18,11 @@ def confirmation_of(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: If its file is broken, or of another version.
     """
-    return load_confirmation(folder.resolve().parent if is_confirmation(folder) else folder)
+    return read_confirmation(folder / CONFIRMED.name) if is_confirmation(folder) else load_confirmation(folder)
 
 
 def is_confirmation(folder: Path) -> bool:
-    """Whether a result folder is that of a confirmation, not of the search that it confirms."""
+    """Whether a result folder is that of a confirmation, whatever its name, not of the search that it confirms."""
     return (folder / PLAN).exists()
 
 
@@ -88,11 +88,23 @@ def commands(folder: Path, summary: Summary) -> str:
     """What to type to run the search again, and to go on."""
     at = shlex.quote(str(folder))
     if is_confirmation(folder):
-        lines = [] if summary["finished"] else [f"imachsr confirm {shlex.quote(str(folder.parent))} --resume"]
-        lines += [f"imachsr export {shlex.quote(str(folder.parent))} --out best.yaml", "imachsr train best.yaml"]
+        lines = _of_confirmation(folder, summary)
     else:
         lines = [f"imachsr search {shlex.quote(str(folder / 'search.yaml'))} --output {shlex.quote(str(folder) + '-again')}"]
         lines.append(f"imachsr search --resume {at}" + (" --extend 20" if summary["finished"] else ""))
         lines += [f"imachsr confirm {at}"] if can_confirm(summary) else []
         lines += [f"imachsr export {at} --out best.yaml", "imachsr train best.yaml"] if summary["best"] is not None else []
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
+
+
+def _of_confirmation(folder: Path, summary: Summary) -> list[str]:
+    """The commands take the folder of the search, and find a confirmation in it by its name."""
+    whole = folder.resolve()
+    search = folder.parent if folder.name else whole.parent
+    lines = []
+    if whole.name != CONFIRMED.parent.name or not (whole.parent / "summary.json").exists():
+        lines.append(f"# first move this folder back: it must be {CONFIRMED.parent}/ in the folder of its search")
+        search = Path("SEARCH")
+    at = shlex.quote(str(search))
+    lines += [] if summary["finished"] else [f"imachsr confirm {at} --resume"]
+    return [*lines, f"imachsr export {at} --out best.yaml", "imachsr train best.yaml"]

@@ -12,6 +12,7 @@ from imachsr.search.ending import without_promise, without_room
 from imachsr.search.entry import Entry
 from imachsr.search.folder import SETTINGS, check_folder, holds_search, lock
 from imachsr.search.ledger import Ledger, Line, taps_of
+from imachsr.search.networks import Networks
 from imachsr.search.pace import Pace
 from imachsr.search.replay import STOPPED, by_trial, entry_of, is_stop, meter_of, refill
 from imachsr.search.samplers import ExhaustedError
@@ -34,7 +35,7 @@ class Driver:
     """Owns a result folder for as long as it lives.
 
     Files: search.yaml (resolved), study.sqlite3 and trials.jsonl (a line an epoch), which are the truth, summary.json, trials/NUMBER/ (a training
-    each, with error.txt when it failed; only trials that ran whole keep their checkpoint).
+    each, with error.txt when it failed; only trials that ran whole keep their checkpoint), network.json (what the taps were chosen from).
 
     Args:
         folder: Result folder.
@@ -92,9 +93,18 @@ class Driver:
             opened.callback(self._ledger.close)
             write_text(folder / SETTINGS, settings)  # what is refused changes nothing
             lines, self._ledger.lines = self._ledger.lines, []
+            self._networks = Networks(folder)
             self._replay(records, lines)
             self.meter = meter_of(search.budget, self.entries, lines, earlier_s(folder), clock)
-            self._summary = Summary(folder=folder, search=search, uid=self.study.uid, levels=self._rule.levels, max_epochs=whole, data=data or {})
+            self._summary = Summary(
+                folder=folder,
+                search=search,
+                uid=self.study.uid,
+                levels=self._rule.levels,
+                max_epochs=whole,
+                data=data or {},
+                sittings=self.study.sittings,
+            )
             self._settle()
             self._opened = opened.pop_all()
 
@@ -134,10 +144,12 @@ class Driver:
     def propose(self) -> dict[str, Any] | Literal["wait"] | None:
         """What the next trial needs, plain values; ``wait`` while it depends on those that run; None when nothing is to come."""
         self._look_at_budget()
-        entry = self._pending.pop(0) if self._pending else None if self.ended_early else self._drawn()
+        is_continued = bool(self._pending)
+        entry = self._pending.pop(0) if is_continued else None if self.ended_early else self._drawn()
         if entry is None:
             return WAIT if self._began and not self.ended_early else None
         number = entry.proposal.number
+        self._troubles_of(number)["resumed"] += is_continued
         # Here too, for a machine that does not see what trials write on theirs.
         write_text(self.trial_folder(number) / "run.yaml", dump_yaml(entry.config))
         self._begin(entry)
@@ -189,7 +201,9 @@ class Driver:
         entry.facts["footprint"] = found.get("footprint")
         if wrong := self.task.mismatch(entry.config, found["live"]):
             return self.on_error(number, f"the worker must train what was proposed, but: {'; '.join(wrong)}")
-        entry.taps = list(found["live"].get("taps", []))
+        made = self.task.made_of(found["live"])
+        entry.taps = list(made.get("taps", ()))
+        entry.facts |= {"losses": made.get("losses", []), "network": self._networks.add(made.get("network"))}
         entry.is_proven = True
         return False
 
@@ -231,6 +245,20 @@ class Driver:
         entry = self.entries[number]
         entry.error = entry.error or (error, details or error)
         return True
+
+    def on_restart(self, number: int) -> None:
+        """Count that a trial starts again behind its last epoch, since its worker died."""
+        self._troubles_of(number)["restarts"] += 1
+
+    def on_lost(self, number: int) -> None:
+        """Note that a trial's worker died too often, or in a way that is not tried again."""
+        if number in self._began:
+            self._troubles_of(number)["lost"] = 1
+
+    def _troubles_of(self, number: int) -> dict[str, int]:
+        """Counts, kept when the trial ends: a driver that dies before takes its trials' restarts with it, which then are resumed."""
+        found: dict[str, int] = self.entries[number].facts.setdefault("troubles", {"restarts": 0, "resumed": 0, "lost": 0})
+        return found
 
     def on_end(self, number: int, error: str | None = None, details: str | None = None) -> None:
         """Record the end of a trial, once."""

@@ -11,11 +11,12 @@ from imachsr.config.schema import ConfigError
 from imachsr.search.database import FILE as STUDY
 from imachsr.search.folder import SETTINGS
 from imachsr.search.ledger import FILE as LEDGER
+from imachsr.search.networks import FILE as NETWORKS
 from imachsr.search.summary import FILE as SUMMARY
 from imachsr.search.summary import Trials
 from imachsr.train.courier import Courier, MissingError, RemoteError
 
-NAMES = (SETTINGS, STUDY, LEDGER, SUMMARY)
+NAMES = (SETTINGS, STUDY, LEDGER, NETWORKS, SUMMARY)
 """Files that a search is continued from, in the order in which they are written."""
 EVERY_S = 10.0
 """Least time between two rounds of uploads, seconds."""

@@ -18,7 +18,7 @@ from imachsr.search.space import Search
 Known = Callable[[Mapping[str, Any]], bool]
 State = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 Origin = Literal["arm", "point", "sampled", "control"]
-_PROPOSAL, _OUTCOME, _LEARNT = "proposal", "outcome", "learnt"
+_PROPOSAL, _OUTCOME, _LEARNT, _SITTINGS = "proposal", "outcome", "learnt", "sittings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,14 @@ class Study:
         self._counts: dict[str, int] = {}
         self._point = 0
         with explained(folder, url):
-            if "uid" not in self._study.user_attrs and not read_only:
+            attrs = self._study.user_attrs
+            self.sittings: int | None = attrs.get(_SITTINGS, None if "uid" in attrs else 0)
+            """How often the search was begun or continued, with this time; None where that was not counted from its beginning on."""
+            if "uid" not in attrs and not read_only:
                 self._study.set_user_attr("uid", uuid.uuid4().hex[:8])
+            if self.sittings is not None and not read_only:
+                self.sittings += 1
+                self._study.set_user_attr(_SITTINGS, self.sittings)
             self.uid = str(self._study.user_attrs.get("uid", ""))
             """Eight hexadecimal digits of this result folder's own, by which W&B tells its runs from another search's."""
             self._size = offset = len(self._study.get_trials(deepcopy=False))

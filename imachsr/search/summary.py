@@ -34,6 +34,7 @@ class Summary:
         levels: Epochs at which trials may be stopped.
         max_epochs: Of a whole trial.
         data: Fingerprints of the data by split.
+        sittings: How often the search was begun or continued; None where an older version began it and did not count.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Summary:
     levels: tuple[int, ...]
     max_epochs: int
     data: Mapping[str, str] = field(default_factory=dict)
+    sittings: int | None = None
 
     @cached_property
     def code(self) -> dict[str, Any]:
@@ -76,6 +78,9 @@ class Summary:
             "feasible": not entry.excess,
             "footprint": entry.facts.get("footprint"),
             "taps": entry.taps,
+            "losses": entry.facts.get("losses", []),
+            "network": entry.facts.get("network"),
+            "troubles": entry.facts.get("troubles"),
             "seed": proposal.seed,
             "key": proposal.key,
         }
@@ -100,6 +105,7 @@ class Summary:
             "finished": remaining == 0,
             "ended_early": ended_early,
             "spent": {name: round(each, _DIGITS) for name, each in asdict(meter.spent()).items()},
+            "sittings": self.sittings,
             "left_s": None if left_s is None else round(left_s, 1),
             "wall_s": round(meter.wall_s, 3),
             **self.code,

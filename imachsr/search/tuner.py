@@ -113,6 +113,7 @@ class _Ends(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         entry, found = _DRIVERS[self.key].entries[trial.config["number"]], hung(Path(trial.config["output"]), {})
+        _DRIVERS[self.key].on_restart(entry.proposal.number)
         why = f"a step took more than recovery.hang_minutes (stacks in {found[0]})" if found else "its worker died"
         self.say(f"trial {entry.proposal.number}: {why}; it starts again behind epoch {entry.epochs}")
 
@@ -121,6 +122,7 @@ class _Ends(Callback):
         error = (text or "the worker died").splitlines()[-1]
         if found := hung(Path(trial.config["output"]), {}):
             error = f"a step took more than recovery.hang_minutes (stacks in {found[0]})"
+        _DRIVERS[self.key].on_lost(trial.config["number"])
         _DRIVERS[self.key].on_end(trial.config["number"], error, text)
 
 

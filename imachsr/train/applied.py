@@ -5,21 +5,25 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from imachsr.config.schema import ByDepth, Run
+from imachsr.core.layers import Trace
 from imachsr.models import SmpModel
 from imachsr.train.state import Training
 
 Facts = dict[str, Any]
+_DRAWN = ("address", "cls", "channels", "height", "width", "stride", "depth", "params")
 
 
 def live(training: Training) -> Facts:
     """What the objects of a training say of themselves, read from them and not from the settings; plain values.
 
-    ``taps`` are the addresses that fire; the other keys are those of :func:`wanted`.
+    ``taps`` are the addresses that fire, ``network`` is what they were chosen from (None where none were to be); the other keys are those of
+    :func:`wanted`.
     """
     net, options = training.net, training.optimizer.param_groups
     groups = sorted({float(group["weight_decay"]) for group in options})
     return {
         "taps": [tap.layer.address for tap in net.taps],
+        "network": _network(net.traced, type(net.backbone).__name__),
         "model": type(net.backbone).__name__.lower(),
         "classes": net.num_classes,
         "output_loss": _spec(net.output_loss),
@@ -36,6 +40,14 @@ def live(training: Training) -> Facts:
         "ema": training.ema is not None,
         "steps": training.steps_per_epoch,
     }
+
+
+def _network(traced: Trace | None, name: str) -> Facts | None:
+    """The candidate layers in execution order, as far as a drawing shows them."""
+    if traced is None:
+        return None
+    layers = [{key: getattr(layer, key) for key in _DRAWN} for layer in traced.layers]
+    return {"name": name, "input_size": list(traced.input_size), "layers": layers}
 
 
 def wanted(run: Run, *, num_taps: int) -> Facts:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imachsr.cli.confirming import show
+from imachsr.search.confirm import Plan
 from imachsr.search.verdict import judge
 from tests.cli.command import QUICK, SEARCH, Cli, one_error, process
 from tests.report.folders import BASELINE, make, trial
@@ -55,6 +57,35 @@ def test_a_folder_without_a_search_is_refused(given: str, wording: str, run: Cli
     assert wording in one_error(run("confirm", given))
 
 
+def test_the_page_of_the_search_tells_of_its_confirmation_once_that_has_ended(run: Cli, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs themselves are played: they take minutes."""
+
+    def played(plan: Plan, at: Path, **_options: object) -> tuple[dict[str, Any], list[str]]:
+        names = [each["name"] for each in plan.facts["configurations"]]
+        gains = {name: [place + 0.1 * seed for seed in range(8)] for place, name in enumerate(names)}
+        trials = [
+            trial(place, arm=name, seed=plan.search.seeds[seed], value=value, epochs=1, params={})
+            for place, (name, seed, value) in enumerate((name, seed, value) for name in names for seed, value in enumerate(gains[name]))
+        ]
+        make(at, trials, best=0)
+        found = judge(plan.facts, json.loads((at / "summary.json").read_text()))
+        (at / "plan.json").write_text("{}")
+        (at / "confirm.json").write_text(json.dumps({"schema": 1, **found}))
+        return found, []
+
+    assert run("report", "s").code == 0
+    assert "Confirmed differences" not in (searched / "report.html").read_text()
+    monkeypatch.setattr("imachsr.search.confirm.confirm", played)
+    done = run("confirm", "s", "--wandb", "disabled")
+    assert done.code == 0, done.err
+    for page in (searched / "report.html", searched / "confirm/report.html"):
+        text = page.read_text()
+        assert "Better than baseline over 8 seeds" in text
+        assert "Confirmed differences" in text
+    # The best of the search, trial 4, comes first of the sampled ones, and the play lets later ones win.
+    assert "The confirmation prefers trial 2 to the search&#x27;s best, trial 4" in (searched / "report.html").read_text()
+
+
 def test_what_is_shown_sets_the_search_beside_what_is_left_of_it(capfd: pytest.CaptureFixture[str]) -> None:
     show(judge(facts("gain", "noise", "broken"), ran({"base": [0.0] * 8, "gain": GAIN, "noise": NOISE, "broken": [None, *GAIN[1:]]})))
     lines = capfd.readouterr().out.splitlines()
@@ -76,10 +107,13 @@ GIVEN = ["--seeds", "6", "--top", "1", "--wandb", "disabled"]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real search of two trials."""
+    """A real search of two trials, neither of which is stopped."""
+    settings = [each for each in SEARCH if not each.startswith("scheduler.")]
     at = tmp_path_factory.mktemp("confirm")
     done = process(
-        "search", QUICK, *SEARCH, "--trials", 2, "--concurrency", 1, "--output", "out", "--wandb", "disabled", "run.data.num_val=4", cwd=at
+        *("search", QUICK, *settings, "scheduler.kind=none", "run.data.num_val=4"),
+        *("--trials", 2, "--concurrency", 1, "--output", "out", "--wandb", "disabled"),
+        cwd=at,
     )
     assert done.code == 0, done.err
     return at / "out"
@@ -114,6 +148,7 @@ def test_the_file_of_a_confirmed_search_trains_into_its_interval(found: Path, tm
     shutil.copytree(found, tmp_path / "out")
     done = process("confirm", "out", *GIVEN, "--epochs", 3, cwd=tmp_path)
     assert done.code == 0, done.err
+    assert "Confirmed differences" in (tmp_path / "out/report.html").read_text()
     assert "as far as these runs can tell" in done.out or "better than" in done.out or "worse than" in done.out
     exported = process("export", "out", "--json", cwd=tmp_path)
     assert exported.code == 0, exported.err

@@ -1,27 +1,38 @@
 """The page in a real browser: what its script draws, and how it answers."""
 
+import importlib.util
 import json
 import random
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from imachsr.report.html import write_report
 from tests.report.folders import BASELINE, make, trial
+from tests.report.test_network import SHAPES, TRIALS
+from tests.report.test_network import searched as with_network
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium: apt-get install chromium")
+HAS_PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
+pytestmark = [
+    pytest.mark.skipif(not HAS_PLAYWRIGHT, reason="needs Playwright: pip install playwright"),
+    pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium: apt-get install chromium"),
+]
 EVIL = "</script><script>document.title='taken'</script><b x='\"&"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=EXECUTABLE, args=["--no-sandbox"])
         yield found
@@ -29,10 +40,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Any]:
+def open_page(browser: "Browser") -> Iterator[Any]:
     opened = []
 
-    def go(path: Path, *, width: int = 1280, dark: bool = False) -> Page:
+    def go(path: Path, *, width: int = 1280, dark: bool = False) -> "Page":
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
         page = context.new_page()
         problems: list[str] = []
@@ -181,3 +192,46 @@ def test_five_hundred_trials_open_within_three_seconds(tmp_path: Path, open_page
     page = open_page(path)
     assert time.perf_counter() - begin < 3
     assert page.locator("[data-draw=curves] polyline").count() == 500
+
+
+def test_rungs_show_who_went_on_and_who_was_stopped(tmp_path: Path, open_page: Any) -> None:
+    folder = searched(tmp_path / "s")
+    page = open_page(write_report(folder))
+    stopped = {each["number"] for each in json.loads((folder / "summary.json").read_text())["trials"] if each["state"] == "PRUNED"}
+    chart = page.locator("[data-draw=rungs] svg")
+    ended = chart.locator("circle.ended")
+    assert {int(each.get_attribute("data-n")) for each in ended.all()} == stopped != set()
+    assert chart.locator("path.cross").count() == len(stopped)
+    assert chart.locator("circle").count() == 2 * 12
+    places = {float(each.get_attribute("cx")) for each in ended.all()}
+    assert places == {max(float(each.get_attribute("cx")) for each in chart.locator("circle").all())}  # at the second of two rungs
+    texts = chart.locator("text").all_text_contents()
+    assert "epoch 1: 11 of 11 went on" in texts
+    assert f"epoch 2: {11 - len(stopped)} of 11 went on" in texts
+
+
+def test_layers_of_the_network_tell_of_themselves(tmp_path: Path, open_page: Any) -> None:
+    page = open_page(write_report(with_network(tmp_path / "s", TRIALS)))
+    tapped = page.locator("#layers .layer.tap").first
+    tapped.scroll_into_view_if_needed()
+    tapped.hover()
+    assert page.locator("#tip").inner_text().splitlines()[:3] == ["block1 (Conv2d)", "64 channels, 16 x 24, stride 4", "1,007 parameters"]
+    page.mouse.move(0, 0)
+    assert not page.locator("#tip").is_visible()
+    page.locator("#layers").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#layer-words").inner_text().startswith("block1 (Conv2d); 64 channels")
+    assert page.locator("#layers .layer.on").get_attribute("data-layer") == "1"
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#layers .layer.on").get_attribute("data-layer") == str(len(SHAPES) - 1)
+    page.keyboard.press("Escape")
+    assert page.locator("#layer-words").inner_text() == ""
+
+
+def test_a_large_network_scrolls_inside_of_its_own_box(tmp_path: Path, open_page: Any) -> None:
+    page = open_page(write_report(with_network(tmp_path / "s", TRIALS)), width=390)
+    page.locator("#layers").evaluate("svg => svg.setAttribute('width', 2000)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#layers").evaluate("svg => svg.parentElement.scrollWidth > svg.parentElement.clientWidth")

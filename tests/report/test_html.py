@@ -1,9 +1,16 @@
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from imachsr.config import ConfigError
@@ -144,19 +151,170 @@ CONFIRMED: dict[str, Any] = {
 }
 
 
+def confirmed(folder: Path, *, verdict: str = "better", **more: Any) -> Path:
+    """A confirmation that has ended."""
+    own = make(folder, TRIALS, best=2)
+    base, other = CONFIRMED["configurations"]
+    (own / "plan.json").write_text("{}")
+    (own / "confirm.json").write_text(json.dumps({**CONFIRMED, "configurations": [base, {**other, "verdict": verdict}], **more}))
+    return own
+
+
 @pytest.mark.parametrize("verdict", ["better", "open"])
 def test_a_confirmation_says_what_was_found_and_so_does_its_search(verdict: str, tmp_path: Path) -> None:
     folder = make(tmp_path / "s", TRIALS, best=2)
-    own = make(folder / "confirm", TRIALS, best=2)
-    base, other = CONFIRMED["configurations"]
-    (own / "plan.json").write_text("{}")
-    (own / "confirm.json").write_text(json.dumps({**CONFIRMED, "configurations": [base, {**other, "verdict": verdict}]}))
+    own = confirmed(folder / "confirm", verdict=verdict)
     begins = {"better": "Better than baseline over 8 seeds", "open": "Nothing was found to be better than baseline over 8 seeds"}[verdict]
     for each in (folder, own):
         text = page(each).text
         assert begins in text
         assert "p 0.0078, adjusted" in text
         assert "a candidate, not a finding" not in text
+
+
+def test_a_confirmation_says_the_same_wherever_its_folder_lies(tmp_path: Path) -> None:
+    """Beside another search, whose own confirmation says something else."""
+    other = make(tmp_path / "other", TRIALS, best=2)
+    confirmed(other / "confirm", verdict="open")
+    for own in (confirmed(tmp_path / "moved"), confirmed(other / "confirm-old")):
+        text = page(own).text
+        assert "Better than baseline over 8 seeds" in text
+        assert "imachsr export SEARCH" in text
+        assert "first move this folder back" in text
+    text = page(other / "confirm").text
+    assert "Nothing was found to be better" in text
+    assert f"imachsr export {other} --out best.yaml" in text
+    assert "move this folder back" not in text
+
+
+def test_a_confirmation_at_the_working_folder_names_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = confirmed(make(tmp_path / "s", TRIALS, best=2) / "confirm")
+    monkeypatch.chdir(own)
+    assert f"imachsr export {tmp_path / 's'} --out" in page(Path()).text
+
+
+def test_a_search_shows_what_its_confirmation_prefers_and_says_so(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    base, other = CONFIRMED["configurations"]
+    preferred = {**other, "name": "trial-0004", "trial": 4}
+    confirmed(folder / "confirm", configurations=[base, other, preferred], best="trial-0004")
+    for number in (0, 2, 4):
+        counts = np.full((2, 2), number + 1)
+        np.savez(folder / "trials" / f"{number:04d}" / "evaluation.npz", confusion=counts + np.eye(2, dtype=int) * number)
+    found = page(folder)
+    assert "The confirmation prefers trial 4 to the search's best, trial 2" in found.text
+    assert ["road", "34.00", "36.00", "+2.00", ""] in found.cells  # trial 2 has 39
+    assert drawn(folder)["best"] == 4
+    shares = [row for row in found.cells if row[0] == "0" and len(row) == 3]
+    assert shares == [["0", "50", "50"], ["0", "64", "36"]]  # 9 of 14
+
+
+def test_a_confirmation_has_numbers_of_its_own(tmp_path: Path) -> None:
+    """Trial 2 of the search is not trial 2 of the confirmation, which has an arm for each configuration, and a trial for each seed."""
+    runs = [("baseline", 1), ("trial-0002", 1), ("baseline", 2), ("trial-0002", 2), ("fails", 1)]
+    trials = [trial(number, arm=arm, seed=seed) for number, (arm, seed) in enumerate(runs)]
+    own = make(tmp_path / "confirm", trials, best=1)
+    (own / "plan.json").write_text("{}")
+    (own / "confirm.json").write_text(json.dumps(CONFIRMED))
+    found = page(own)
+    assert drawn(own)["best"] == 1
+    assert "wherever this page shows the best" not in found.text.lower()
+    summary = json.loads((own / "summary.json").read_text())
+    (own / "summary.json").write_text(json.dumps({**summary, "best": 4}))
+    assert drawn(own)["best"] == 1
+    assert "Wherever this page shows the best, it is trial-0002" in page(own).text
+
+
+def test_the_confirmation_is_drawn_on_its_own_page_and_on_its_search_s(tmp_path: Path) -> None:
+    base, other = CONFIRMED["configurations"]
+    more = {"difference": 4.0, "interval": [3.0, 5.0], "differences": {"1000": 4.0}, "p": 0.0078, "p_holm": 0.0078}
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    own = confirmed(folder / "confirm", configurations=[base, {**other, **more}])
+    for each in (folder, own):
+        found = page(each)
+        assert [row for row in found.cells if row[0] == "trial-0002"] == [
+            ["trial-0002", "", "", "", "+4.00", "+3.00 to +5.00", "0.0078", "0.0078", "better"]
+        ]
+        assert "forest" in [attributes.get("class") for _, attributes in found.elements]
+
+
+@pytest.mark.parametrize(
+    ("troubles", "sittings", "expected"),
+    [
+        ([None, None, None], None, [["", "not recorded"]] * 4),
+        ([(0, 0, 0), (2, 1, 1), (1, 1, 0)], 3, [["3", ""], ["2", ""], ["1", ""], ["2", ""]]),
+        (
+            [None, (2, 1, 0), (0, 0, 0)],
+            None,
+            [["2", "1 trials not recorded"], ["1", "1 trials not recorded"], ["0", "1 trials not recorded"], ["", "not recorded"]],
+        ),
+    ],
+    ids=["older version", "counted", "continued from an older version"],
+)
+def test_lost_and_resumed_trials_are_counted_where_they_were_recorded(
+    troubles: list[Any], sittings: int | None, expected: list[list[str]], tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "s", [BASELINE, trial(1), trial(2)], best=2, **({} if sittings is None else {"sittings": sittings}))
+    summary = json.loads((folder / "summary.json").read_text())
+    for each, counts in zip(summary["trials"], troubles, strict=True):
+        each |= {} if counts is None else {"troubles": dict(zip(("restarts", "lost", "resumed"), counts, strict=True))}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    begins = ("restarts of trials", "trials lost", "trials continued", "times the search was resumed")
+    assert [next(row for row in page(folder).cells if row[0].startswith(each))[1:] for each in begins] == expected
+
+
+def test_no_two_elements_have_one_id(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["trials"][2]["network"] = "u"
+    (folder / "summary.json").write_text(json.dumps(summary))
+    layers = [{"address": "a", "cls": "Conv2d", "channels": 8, "height": 4, "width": 4, "stride": 2.0, "depth": 1, "params": 9}]
+    (folder / "network.json").write_text(json.dumps({"schema": 1, "networks": {"u": {"name": "Net", "input_size": [8, 8], "layers": layers}}}))
+    confirmed(folder / "confirm")
+    found = [attributes["id"] for _, attributes in page(folder).elements if "id" in attributes]
+    assert {"network", "trials", "rungs", "settings"} <= set(found)
+    assert len(set(found)) == len(found)
+
+
+def test_rungs_are_counted_for_the_drawing_as_in_the_table(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    assert drawn(folder)["rungs"] == [{"epoch": 1, "came": 3, "stopped": 0}, {"epoch": 2, "came": 3, "stopped": 1}]
+    assert ["2", "3", "2", "1"] in [row[:4] for row in page(folder).cells]
+
+
+def test_the_page_s_style_and_script_are_in_an_installed_package(tmp_path: Path) -> None:
+    """A wheel holds only those files of a package that its settings name."""
+    root = Path(__file__).parents[2]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["imachsr"]
+    inside = {path.relative_to(root / "imachsr").as_posix() for path in (root / "imachsr/report").iterdir() if path.suffix in (".css", ".js")}
+    assert inside == {name for name in settings if name.startswith("report/")}
+
+
+@pytest.mark.slow
+def test_a_report_can_be_written_from_a_wheel(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    source = tmp_path / "source"
+    shutil.copytree(root / "imachsr", source / "imachsr", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path / "wheels"), "."]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    code = "import sys, pathlib, imachsr, imachsr.report.html as h; print(imachsr.__file__); h.write_report(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(folder)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.startswith(str(tmp_path / "installed"))
+    assert (folder / "report.html").read_text() == write_report(folder).read_text()
 
 
 def test_a_confirmation_that_has_not_ended_says_nothing_yet(tmp_path: Path) -> None:
@@ -242,7 +400,7 @@ def test_a_folder_without_rows_has_a_page(tmp_path: Path) -> None:
     assert len(cells(page(folder))) == 1 + len(TRIALS)
 
 
-def test_missing_values_leave_a_gap(tmp_path: Path) -> None:
+def test_an_epoch_without_a_value_has_no_point_in_its_curve(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", [BASELINE], best=0)
     (folder / "trials.jsonl").write_text(
         "".join(json.dumps({"trial": 0, "arm": "baseline", "epoch": e, "select/miou": v}) + "\n" for e, v in ((1, 5.0), (2, None)))

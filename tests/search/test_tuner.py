@@ -143,6 +143,7 @@ def test_a_trial_whose_worker_was_killed_goes_on_as_if_it_had_not_been(searched:
     baseline = summary["trials"][0]
     assert killed["value"] == baseline["value"]  # scores to order
     assert killed["difference"] == 0
+    assert (killed["troubles"], baseline["troubles"]["restarts"]) == ({"restarts": 1, "resumed": 0, "lost": 0}, 0)
     text = (folder / "trials" / "0001" / "metrics.jsonl").read_text()
     assert [json.loads(line)["epoch"] for line in text.splitlines()] == [1, 2, 3, 4]
 
@@ -175,7 +176,7 @@ def test_trials_run_side_by_side(searched: tuple[Path, Search, dict[str, Any], l
 @pytest.mark.slow
 def test_a_trial_that_hangs_exits_or_dies_fails_with_its_reason_and_the_others_go_on(own_ray: None, tmp_path: Path) -> None:
     arms = [{"name": "exiting", "set": {"model.fault": "exit", "model.at": 6}}, {"name": "hanging", "set": {"model.fault": "hang", "model.at": 6}}]
-    arms.append({"name": "dying", "set": {"model.fault": "kill", "model.at": 2, "model.marker": "/nowhere/at/all"}})
+    arms.append({"name": "dying", "set": {"model.fault": "kill", "model.at": 2, "model.marker": str(tmp_path / "died")}})
     raw = raw_search(arms, budget={"trials": 5, "concurrency": 2}, limits={"memory_mib": None})
     raw["run"]["recovery"] = {"hang_minutes": 0.1}
     summary, _ = run_search(make_search(raw), tmp_path / "result", max_failures=0)
@@ -185,7 +186,8 @@ def test_a_trial_that_hangs_exits_or_dies_fails_with_its_reason_and_the_others_g
     assert (hanging["state"], hanging["epochs"]) == ("FAIL", 1)
     assert hanging["error"].startswith("a step took more than recovery.hang_minutes (stacks in ")
     assert "toys.py" in Path(hanging["error"].partition("stacks in ")[2].rstrip(")")).read_text()
-    assert dying["state"] == "FAIL"
+    assert (dying["state"], (tmp_path / "died").exists()) == ("FAIL", True)
+    assert [item["troubles"]["lost"] for item in summary["trials"]] == [0, 0, 1, 1, 0]
     assert_books_agree(tmp_path / "result", summary)
 
 
@@ -451,6 +453,8 @@ def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_
     assert [item["number"] for item in summary["trials"]] == list(range(5))
     assert [item["arm"] for item in summary["trials"]] == ["baseline", None, None, None, None]
     assert set(states(summary).values()) <= {"COMPLETE", "PRUNED"}
+    assert summary["sittings"] == 2
+    assert {item["number"] for item in summary["trials"] if item["troubles"]["resumed"]} == {trial.number for trial in trials} - finished
     assert_books_agree(folder, summary)
     # Nothing ran again, neither finished trials nor finished epochs: all lines, with their times, are the old ones.
     assert lines(folder)[: len(before)] == before
