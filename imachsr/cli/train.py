@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from imachsr.cli.common import (
     INTERRUPTED,
@@ -175,8 +175,8 @@ def train(
                     courier=courier,
                 )
         else:
-            with _uploading(courier, folder, run, say) as mirror:
-                train_here(run, output=folder, report=report, resume=resume, reported=reported, mirror=mirror)
+            with _uploading(courier, folder, run, say) as mirror, Bar("steps") as bar:
+                train_here(run, output=folder, report=report, resume=resume, reported=reported, mirror=mirror, on_step=bar.update)
         state = "finished"
     except (KeyboardInterrupt, TrainingStopped, RuntimeError) as ending:
         if isinstance(ending, TrainingStopped):
@@ -201,28 +201,58 @@ def train(
     return None
 
 
+def _corruptions(row: dict[str, float], severities: Sequence[int]) -> Table:
+    """The table of spoilt images, by corruption and severity."""
+    names = list(dict.fromkeys(key.split("/")[1] for key in row if key.count("/") == 3))
+    columns = [Column(f"severity {each}", justify="right") for each in severities]
+    table = Table("corruption", *columns, Column("mean", justify="right"), title="mIoU on spoilt images, percent", title_justify="left")
+    for name in names:
+        values = [row[f"corrupted/{name}/{each}/miou"] for each in severities]
+        table.add_row(name, *(f"{value:.2f}" for value in (*values, sum(values) / len(values))))
+    return table
+
+
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoints/.")],
     overrides: DataOverrides = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     which: Which = "latest",
     no_ema: Ema = False,
+    corruptions: Annotated[str | None, typer.Option(help="Score on spoilt images: all, or names such as fog,night,jpeg.", show_default=False)] = None,
+    severity: Annotated[list[int] | None, typer.Option(help="With --corruptions: 1 to 5; may be repeated.", show_default="1, 2, 3, 4 and 5")] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a trained model; overrides such as data.domain=shifted change the data."""
+    """Score a trained model; overrides such as data.domain=shifted change the data.
+
+    Data with other classes are scored on those that both have, by their names.
+    """
     from imachsr.config.load import one_of
+    from imachsr.config.schema import ConfigError
     from imachsr.data import Split
+    from imachsr.data.corruptions import SEVERITIES
     from imachsr.train import checkpoint
+    from imachsr.train.evaluate import Corrupted
     from imachsr.train.evaluate import evaluate as score
 
+    if severity and corruptions is None:
+        raise ConfigError("--severity must go with --corruptions, such as --corruptions all")
+    corrupted = None
+    if corruptions is not None:
+        chosen = None if corruptions == "all" else tuple(name.strip() for name in corruptions.split(","))
+        corrupted = Corrupted(names=chosen, severities=tuple(severity or SEVERITIES))
     of_split, of_which = one_of("--split", split, Split), one_of("`which`", which, checkpoint.Which)
-    with Bar(f"decoding {split}") as bar:
-        row = score(folder, split=of_split, overrides=overrides or [], which=of_which, use_ema=not no_ema, progress=bar.update)
+    given: dict[str, Any] = {"split": of_split, "overrides": overrides or [], "which": of_which, "use_ema": not no_ema}
+    with Bar(f"decoding {split}" if corrupted is None else "spoilt images") as bar:
+        row = score(folder, **given, corrupted=corrupted, progress=bar.update)
     if as_json:
         return print_json(row)
+    if corrupted is not None:
+        plain.print(_corruptions(row, corrupted.severities))
     table = Table("metric", "value")
     for key, value in row.items():
-        table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:.2f} %")
+        if corrupted is not None and key.count("/") > 1:  # in the table above
+            continue
+        table.add_row(key, f"{value:.4f}" if key.endswith(("loss", "nll")) else f"{value:.2f} %")
     plain.print(table)
     return None
 

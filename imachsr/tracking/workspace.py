@@ -116,7 +116,9 @@ def _curves(held: Mapping[str, Any]) -> list[Any]:
     return [
         plot(held["metric"], [held["metric"]]),
         plot("loss on what is scored", [f"{prefix}/loss"]),
+        plot("boundary IoU", [f"{prefix}/boundary_iou"]),
         plot("calibration error", [f"{prefix}/ece"]),
+        plot("negative log likelihood", [f"{prefix}/nll"]),
         plot("loss in training", ["train/loss"]),
         plot("terms of the loss", ["train/output", "train/side", "train/entropy"]),
         plot("learning rate", ["train/lr"]),

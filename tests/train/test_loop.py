@@ -158,7 +158,7 @@ def test_the_files_of_a_training_say_what_ran_and_what_came_out(unbroken: tuple[
 
 def test_rows_have_the_keys_that_are_documented(unbroken: tuple[Path, Result]) -> None:
     _, result = unbroken
-    keys = {"epoch", "val/miou", "val/accuracy", "val/ece", "val/loss", "val/iou/road", "val/iou/sky", "val/iou/tree"}
+    keys = {"epoch", "val/miou", "val/boundary_iou", "val/accuracy", "val/ece", "val/nll", "val/loss", "val/iou/road", "val/iou/sky", "val/iou/tree"}
     keys |= {"train/loss", "train/output", "train/side", "train/entropy", "train/lr", "time/step_ms", "time/epoch_s", "images_per_s"}
     keys |= {"train/nonfinite", "memory/peak_mib"}
     keys |= {f"tap/{address}/{part}" for address in result.taps for part in ("std", "side", "entropy")}

@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch.nn import functional as F
 
-from imachsr.train.metrics import ConfusionMatrix, Reliability
+from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikelihood, Reliability
 
 
 def slow_iou(predicted: list[int], labels: list[int], classes: int) -> list[float]:
@@ -117,3 +120,84 @@ def test_a_model_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_w
     assert right.ece() == pytest.approx(0)
     assert wrong.ece() == pytest.approx(100)
     assert Reliability().ece() != Reliability().ece()  # NaN
+
+
+def slow_boundary_iou(predicted: torch.Tensor, labels: torch.Tensor, classes: int, width: int) -> list[float]:
+    """From the definition: masks eroded one class and image at a time, by scipy; the border of the image is outside of every mask."""
+    sums = np.zeros((classes, 2))
+    for p, y in zip(predicted.numpy(), labels.numpy(), strict=True):
+        is_valid = y != 255
+        for k in range(classes):
+            bands = []
+            for classes_of in (y, p):
+                mask = (classes_of == k) & is_valid
+                eroded = ndimage.binary_erosion(mask | ~is_valid, np.ones((3, 3)), iterations=width, border_value=0)
+                bands.append(mask & ~eroded)
+            sums[k] += [(bands[0] & bands[1]).sum(), (bands[0] | bands[1]).sum()]
+    return [100 * both / union if union else math.nan for both, union in sums]
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.02, (24, 40)), (0.1, (24, 40)), (0.02, (90, 130))])
+@pytest.mark.parametrize("seed", range(3))
+def test_boundary_iou_is_that_of_eroded_masks(share: float, size: tuple[int, int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(3, 5, 4, 6, generator=generator)
+    logits = F.interpolate(coarse, size=size, mode="bilinear")
+    labels = logits.argmax(1)
+    predicted = F.interpolate(coarse + 0.3 * torch.rand(coarse.shape, generator=generator), size=size, mode="bilinear").argmax(1)
+    labels[F.interpolate(torch.rand(3, 1, 6, 6, generator=generator), size=size)[:, 0] < 0.15] = 255
+    width = max(1, round(share * math.hypot(*size)))
+    found = BoundaryIoU(6, share)  # one class does not occur
+    for one, other in zip(predicted, labels, strict=True):
+        found.update(one[None], other[None])
+    expected = slow_boundary_iou(predicted, labels, 6, width)
+    both, label, prediction = found.sums.double()
+    assert (100 * both / (label + prediction - both)).tolist() == pytest.approx(expected, nan_ok=True)
+    assert found.mean() == pytest.approx(np.nanmean(expected))
+
+
+def test_boundary_iou_by_hand() -> None:
+    """A square of 4 in the middle of 12x12 (d is 1), found one pixel to the right: bands of 12 pixels, of which 6 are in both."""
+    labels, predicted = torch.zeros(1, 12, 12, dtype=torch.long), torch.zeros(1, 12, 12, dtype=torch.long)
+    labels[:, 4:8, 4:8] = 1
+    predicted[:, 4:8, 5:9] = 1
+    found = BoundaryIoU(2, 1 / 17)
+    found.update(predicted, labels)
+    assert found.sums[:, 1].tolist() == [6, 12, 12]
+    exact = BoundaryIoU(2)
+    exact.update(labels, labels)
+    assert exact.mean() == 100
+
+
+def test_boundary_iou_falls_faster_than_iou_when_a_shape_is_shifted() -> None:
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    labels[:, 16:48, 16:48] = 1
+    matrix, found = ConfusionMatrix(2), BoundaryIoU(2)
+    matrix.update(labels.roll(2, 2), labels)
+    found.update(labels.roll(2, 2), labels)
+    assert found.mean() < matrix.miou() - 20
+
+
+def test_nothing_counted_gives_nan() -> None:
+    nothing = torch.full((1, 8, 8), 255)
+    boundary, likelihood = BoundaryIoU(3), NegativeLogLikelihood()
+    boundary.update(torch.zeros(1, 8, 8, dtype=torch.long), nothing)
+    likelihood.update(torch.zeros(1, 3, 8, 8), nothing)
+    assert math.isnan(boundary.mean())
+    assert math.isnan(likelihood.mean())
+
+
+def test_negative_log_likelihood_is_cross_entropy_in_float64_whatever_the_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 5 * torch.randn(6, 4, 7, 9, generator=generator), torch.randint(0, 4, (6, 7, 9), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = 255
+    found = NegativeLogLikelihood()
+    for start, end in ((0, 1), (1, 6)):
+        found.update(logits[start:end], labels[start:end])
+    assert found.mean() == pytest.approx(F.cross_entropy(logits.double(), labels, ignore_index=255).item(), rel=1e-6)
+
+
+def test_a_hopeless_prediction_costs_what_it_says() -> None:
+    found = NegativeLogLikelihood()
+    found.update(torch.tensor([0.0, 200.0]).view(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long))
+    assert found.mean() == pytest.approx(200)

@@ -23,7 +23,7 @@ def check_metric(metric: Metric, class_names: Sequence[str], score_on: str = "se
 
 
 def _check_metric(where: str, name: str, score_on: str, of_classes: Sequence[str]) -> None:
-    known = [f"{score_on}/miou", f"{score_on}/accuracy", f"{score_on}/ece", f"{score_on}/loss", *of_classes]
+    known = [*(f"{score_on}/{name}" for name in ("miou", "boundary_iou", "accuracy", "ece", "nll", "loss")), *of_classes]
     known += ["train/loss", "train/output", "train/lr", "time/step_ms", "time/epoch_s", "images_per_s"]
     if name not in known:
         raise ConfigError(f"{where}.name: must be a key of every trial's rows, but got {name!r}; {near(name, known)}")
