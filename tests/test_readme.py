@@ -27,7 +27,20 @@ __all__ = ["run"]  # the fixture
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 README = DOCUMENTS[0].read_text()
-MADE_BY_COMMANDS = {"best.yaml", "confirmed.yaml", "model.pt", "model.onnx", "runs/best", "runs/camvid", "runs/elsewhere", "runs/scenes", "runs/two"}
+MADE_BY_COMMANDS = {
+    "data",
+    "PATH/TO/prepared",
+    "best.yaml",
+    "confirmed.yaml",
+    "model.pt",
+    "model.onnx",
+    "runs/ablation",
+    "runs/best",
+    "runs/camvid",
+    "runs/elsewhere",
+    "runs/scenes",
+    "runs/two",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -39,6 +52,10 @@ def commands() -> list[str]:
     return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
 
 
+COMMANDS = (
+    *("layers", "settings", "train", "evaluate", "search", "watch", "compare", "confirm", "study", "report", "export", "export-model", "doctor"),
+    *("wandb sync", "wandb workspace", "data check", "data prepare", "data download"),
+)
 IMACHSR = [line for line in commands() if line.startswith("imachsr ")]
 
 
@@ -63,7 +80,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", IMACHSR)
 def test_a_command_is_one_that_the_command_line_takes(line: str) -> None:
     name, params = parse(line)
-    if name in ("train", "search") and str(params["config"]) not in MADE_BY_COMMANDS:
+    if name in ("train", "search", "study") and str(params["config"]) not in MADE_BY_COMMANDS:
         check_settings(name, params, ROOT)
     for key in ("folder", "out", "output"):
         if params.get(key):
@@ -83,7 +100,7 @@ def test_commands_follow_each_other() -> None:
         read = str(params.get("folder") or params.get("config") or "")
         assert not read or (ROOT / read).exists() or read in made, line
         made |= {str(params[key]) for key in ("output", "out") if params.get(key)}
-        assert name in ("layers", "settings", "train", "evaluate", "search", "confirm", "report", "export", "export-model", "doctor")
+        assert name in COMMANDS
 
 
 def test_looking_training_and_evaluating_work_as_written(run: Cli, tmp_path: Path) -> None:
@@ -93,7 +110,7 @@ def test_looking_training_and_evaluating_work_as_written(run: Cli, tmp_path: Pat
         for line in IMACHSR
         if line.split()[1] in ("layers", "train", "evaluate") and not any(word in line for word in ("best.yaml", "--workers", "--storage"))
     ]
-    assert [line.split()[1] for line in wanted] == ["layers", "train", "evaluate"]
+    assert [line.split()[1] for line in wanted] == ["layers", "train", "evaluate", "evaluate"]
     for line in wanted:
         words = shlex.split(line)[1:]
         if words[0] == "train":  # as written, only smaller
@@ -169,21 +186,21 @@ def test_the_table_of_one_batch_names_files_in_the_order_in_which_they_are_used(
 
 
 def rows_of(head: str) -> list[list[str]]:
-    table = README.partition(f"| {head} |")[2].partition("\n\n")[0]
+    table = README.partition(f"| {head} ")[2].partition("\n\n")[0]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-@pytest.mark.parametrize(("head", "union"), [("standard", Standard), ("loss", SideLoss), ("entropy", Regularizer)])
+@pytest.mark.parametrize(("head", "union"), [("standard | takes", Standard), ("loss | family", SideLoss), ("entropy | of", Regularizer)])
 def test_the_tables_list_all_that_can_be_chosen(head: str, union: Any) -> None:
     assert sorted(row[0] for row in rows_of(head)) == sorted(member.kind for member in get_args(union))
 
 
 def test_the_tables_say_what_the_code_does() -> None:
-    for kind, family, *_ in rows_of("loss"):
+    for kind, family, *_ in rows_of("loss | family"):
         assert parse_side_loss(kind).family == family
-    for kind, _, given, _ in rows_of("loss"):
+    for kind, _, given, _ in rows_of("loss | family"):
         assert (given == "class probabilities") == bool(getattr(parse_side_loss(kind), "gives_scores", False)), kind
-    for kind, _, falls_back in rows_of("standard"):
+    for kind, _, falls_back in rows_of("standard | takes"):
         if falls_back and falls_back != "error":
             member = next(member for member in get_args(Standard) if member.kind == kind)
             assert f"Falls back to {falls_back}" in member.__doc__ or f"falls back to {falls_back}" in member.__doc__, kind

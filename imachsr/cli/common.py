@@ -94,25 +94,33 @@ def tracking_options(wandb: str, project: str) -> list[str]:
     return [*(["--wandb", wandb] if wandb != WANDB else []), *(["--wandb-project", project] if project != PROJECT else [])]
 
 
-def foreign_keys(config: Path, command: str) -> list[str]:
-    """Keys by which a file shows that it is for the other one of train and search; none when it may be for this one."""
+_KINDS = {"train": "one run", "search": "a search", "study": "a study"}
+
+
+def foreign_keys(config: Path, command: str) -> tuple[list[str], str]:
+    """Keys by which a file shows that it is for another command of train, search and study, and that command; none when it may be for this one."""
     from imachsr.config.load import load_yaml
     from imachsr.config.schema import Run
     from imachsr.search.space import Search
+    from imachsr.study.schema import StudyPlan
 
-    kinds = {"train": set(Run.model_fields), "search": {"base", *Search.model_fields}}
-    own, other = kinds[command], kinds["search" if command == "train" else "train"]
-    keys = set(load_yaml(config))
-    return [] if keys & own - other else sorted(keys & other - own)
+    kinds = {"train": set(Run.model_fields), "search": {"base", *Search.model_fields}, "study": set(StudyPlan.model_fields)}
+    keys, own = set(load_yaml(config)), kinds[command]
+    strange = {other: sorted(keys & fields - own) for other, fields in kinds.items() if other != command}
+    likeliest = max(strange, key=lambda other: (len(strange[other]), len(keys & kinds[other])))
+    # What no other kind has but this one shows that it is meant, whatever else is wrong.
+    is_own = any(keys & own - fields for other, fields in kinds.items() if other == likeliest)
+    return ([], command) if is_own or not strange[likeliest] else (strange[likeliest], likeliest)
 
 
 def check_kind(config: Path, command: str) -> None:
-    """A file of the other kind would be answered by one complaint a key."""
+    """A file of another kind would be answered by one complaint a key."""
     from imachsr.config.schema import ConfigError
 
-    what, found, right = ("one run", "a search", "search") if command == "train" else ("a search", "one run", "train")
-    if strange := foreign_keys(config, command):
-        raise ConfigError(f"{config} must hold {what}, but holds {found} ({', '.join(strange)}); use: imachsr {right} {config}")
+    strange, right = foreign_keys(config, command)
+    if strange:
+        names = f"{_KINDS[right]} ({', '.join(strange)})"
+        raise ConfigError(f"{config} must hold {_KINDS[command]}, but holds {names}; use: imachsr {right} {config}")
 
 
 @contextlib.contextmanager

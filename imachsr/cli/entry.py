@@ -12,11 +12,13 @@ import typer
 
 from imachsr.cli.common import INTERRUPTED
 from imachsr.cli.confirm import confirm
+from imachsr.cli.data import app as data
 from imachsr.cli.doctor import doctor
 from imachsr.cli.layers import audit, layers, settings
 from imachsr.cli.report import export, report
 from imachsr.cli.search import search
 from imachsr.cli.space import space
+from imachsr.cli.study import study
 from imachsr.cli.train import evaluate, export_model, train
 from imachsr.cli.wandb import app as wandb
 from imachsr.cli.watch import compare, watch
@@ -29,8 +31,9 @@ app = typer.Typer(
     help="Intermediate supervision for segmentation models: train, search and report.",
 )
 
-for command in (layers, settings, space, train, search, watch, confirm, report, compare, export, evaluate, export_model, audit, doctor):
+for command in (layers, settings, space, train, search, watch, confirm, study, report, compare, export, evaluate, export_model, audit, doctor):
     app.command()(command)
+app.add_typer(data, name="data")
 app.add_typer(wandb, name="wandb")
 
 

@@ -56,7 +56,7 @@ def layers(
         "method.standard.max_taps": max_taps,
         "method.standard.placement": placement,
     }
-    is_search = config is not None and bool(foreign_keys(config, "train"))
+    is_search = config is not None and foreign_keys(config, "train")[1] == "search"
     base = run_to_dict(load_search(config).base() if is_search else load_run(config)) if config else {}
     run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
     # The user's own data set is not asked: it may read the data.

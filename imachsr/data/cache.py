@@ -40,9 +40,11 @@ class Entry:
     key: str
 
     @staticmethod
-    def of(folder: Path, pairs: Sequence[tuple[Path, Path]], size: tuple[int, int], num_classes: int, replace: Mapping[int, int]) -> "Entry":
+    def of(
+        folder: Path, pairs: Sequence[tuple[Path, Path]], size: tuple[int, int], num_classes: int, replace: Mapping[int, int], *, how: str = ""
+    ) -> "Entry":
         stamps = [_stamp(path) for pair in pairs for path in pair]
-        whole = repr((VERSION, size, num_classes, sorted(replace.items()), stamps))
+        whole = repr((VERSION, size, num_classes, sorted(replace.items()), stamps)) + how
         return Entry(folder=folder, key=hashlib.sha256(whole.encode()).hexdigest()[:32])
 
     def read(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor] | None:
@@ -53,19 +55,19 @@ class Entry:
         """
         count, *size = shape
         expected = {"images": (count, 3, *size), "labels": shape}
-        if not all(self._path(part).exists() for part in expected):
+        if not all(self.path(part).exists() for part in expected):
             return None
         mapped = []
         for part, wanted in expected.items():
             try:
                 # "c": private copy-on-write pages, shared by every process that maps the file until someone writes.
-                array = np.load(self._path(part), mmap_mode="c")
+                array = np.load(self.path(part), mmap_mode="c")
                 if array.shape != wanted or array.dtype != np.uint8:
                     raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
             except FileNotFoundError:
                 return None
             except (OSError, EOFError, ValueError) as error:
-                message = f"{self._path(part)} must hold decoded uint8 {list(wanted)}, but: {error}; the files are decoded again"
+                message = f"{self.path(part)} must hold decoded uint8 {list(wanted)}, but: {error}; the files are decoded again"
                 warnings.warn(message, stacklevel=4)
                 return None
             mapped.append(torch.from_numpy(array))
@@ -80,7 +82,7 @@ class Entry:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for part, array in (("images", images), ("labels", labels)):
-                write_atomic(self._path(part), partial(_save, array))
+                write_atomic(self.path(part), partial(_save, array))
         except OSError as error:
             need = (images.nbytes + labels.nbytes) / 1e6
             raise ValueError(
@@ -99,7 +101,8 @@ class Entry:
         """Store that; in the folder of arrays that :meth:`write` made."""
         write_text(self.folder / f"{self.key}-skipped.json", json.dumps(skipped, indent=1) + "\n")
 
-    def _path(self, part: str) -> Path:
+    def path(self, part: str) -> Path:
+        """Of the images or the labels."""
         return self.folder / f"{self.key}-{part}.npy"
 
 

@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.images import Pair, load_pairs, pair_folders
+from imachsr.data.camvid_original import CLASSES, COLOURS, LABELED, STILLS, original_pairs, read_list
+from imachsr.data.coding import Coding
+from imachsr.data.images import Source
+from imachsr.data.pairing import Pair, pair_folders
 from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
 
-CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 VOID = 11
 
 
 @dataclass(frozen=True, kw_only=True)
 class CamVid:
-    """Street video of Brostow et al. 2009 in the 11-class layout of SegNet.
+    """Street video of Brostow et al. 2009, in the 11-class layout of SegNet, or as the authors give it.
 
-    ``train/`` with ``trainannot/`` (likewise val, test), or ``train.txt`` with
+    SegNet's: ``train/`` with ``trainannot/`` (likewise val, test), or ``train.txt`` with
     a pair of paths a line. Label 11 (void) is ignored.
+
+    The authors' 701 frames: ``701_StillsRaw_full/NAME.png`` with ``LabeledApproved_full/NAME_L.png``, whose 32 colours become the 11 classes by
+    :data:`imachsr.data.camvid_original.GROUPS`; split by ``train.txt`` and so on where they are there, with a frame's name a line, else by
+    :func:`imachsr.data.camvid_original.split_of`.
 
     Args:
         root: The data set's folder.
@@ -54,19 +60,18 @@ class CamVid:
         Raises:
             ValueError: If the folder, a list, a partner or a file is missing or broken; names it.
         """
+        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
+
+    def source(self, split: Split) -> Source:
+        """The files of a split; raises as :meth:`load`, but opens no image."""
         check_split(split)
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise ValueError(f"`data.root` must be CamVid's folder, but {root} is no folder; pass --data PATH/TO/camvid")
-        return load_pairs(
-            self._pairs(root, split),
-            size=self.size,
-            num_classes=self.num_classes,
-            ignore={VOID: IGNORE_INDEX},
-            cache=self.cache,
-            on_error=self.on_error,
-            progress=progress,
-        )
+        if not (root / split).is_dir() and (root / STILLS).is_dir():
+            coding = Coding(num_classes=self.num_classes, colours=COLOURS)
+            return Source(pairs=original_pairs(root, split, self.on_error), coding=coding)
+        return Source(pairs=self._pairs(root, split), coding=Coding(num_classes=self.num_classes, replace=((VOID, IGNORE_INDEX),)))
 
     def _pairs(self, root: Path, split: str) -> list[Pair]:
         if (root / split).is_dir():
@@ -74,15 +79,8 @@ class CamVid:
         listed = root / f"{split}.txt"
         if not listed.is_file():
             there = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
-            raise ValueError(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, but holds {there}")
-        try:
-            lines = listed.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{listed} must be a readable text file, but: {error}") from None
-        pairs = [_listed_pair(root, listed, number, line, self.on_error) for number, line in enumerate(lines, 1) if line.strip()]
-        if not pairs:
-            raise ValueError(f"{listed} must name at least one image and label, but names none")
-        return pairs
+            raise ValueError(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, or {STILLS}/ with {LABELED}/, but holds {there}")
+        return [_listed_pair(root, listed, number, line, self.on_error) for number, line in read_list(listed)]
 
 
 def _listed_pair(root: Path, listed: Path, number: int, line: str, on_error: OnError) -> Pair:

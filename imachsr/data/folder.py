@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.images import Pair, load_pairs, pair_folders
+from imachsr.data.coding import Coding
+from imachsr.data.images import Source
+from imachsr.data.pairing import Pair, pair_folders
 from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
 
 
@@ -58,17 +60,13 @@ class Folder:
         Raises:
             ValueError: If a folder or file is missing or broken; names it.
         """
+        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
+
+    def source(self, split: Split) -> Source:
+        """The files of a split; raises as :meth:`load`, but opens none."""
         check_split(split)
-        ignore = dict.fromkeys(self.ignore, IGNORE_INDEX)
-        return load_pairs(
-            self._pairs(Path(self.root).expanduser(), split),
-            size=self.size,
-            num_classes=self.num_classes,
-            ignore=ignore,
-            cache=self.cache,
-            on_error=self.on_error,
-            progress=progress,
-        )
+        replace = tuple((value, IGNORE_INDEX) for value in self.ignore)
+        return Source(pairs=self._pairs(Path(self.root).expanduser(), split), coding=Coding(num_classes=self.num_classes, replace=replace))
 
     def _pairs(self, root: Path, split: str) -> list[Pair]:
         if not root.is_dir():

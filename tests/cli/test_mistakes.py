@@ -23,7 +23,7 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["train", SCENES, "optimizer.epochs=0"], "`epochs >= 1` must hold, but got 0"),
     (["train", SCENES, "optimizer.lr=fast"], "optimizer.lr"),
     (["train", SCENES, "method.loss=dise"], "but got 'dise'; nearest: 'dice'"),
-    (["train", SCENES, "data.kind=cityscape"], "must be one of scenes, camvid, folder, import"),
+    (["train", SCENES, "data.kind=cityscape"], "but got 'cityscape'; nearest: 'cityscapes'"),
     (["train", SCENES, "--wandb", "ofline"], "--wandb must be one of auto, online, offline, disabled, but got 'ofline'; nearest: 'offline'"),
     (["train", SCENES, "--output", "file"], "--output must be a folder, but file is a file"),
     (["train", SCENES, "--output", "file/sub"], "is a file"),

@@ -227,7 +227,7 @@ def test_every_default_is_written_out_and_reads_back() -> None:
 
 
 FULL: dict[str, dict[str, Any]] = {
-    "camvid": {"root": "x"},
+    **{kind: {"root": "x"} for kind in ("camvid", "cityscapes", "synthia_sf", "synthia_rand")},
     "folder": {"root": "x", "class_names": ["a", "b"]},
     "explicit": {"layers": ["a"]},
     "torchvision": {"name": "n"},
@@ -313,7 +313,7 @@ def test_special_settings_round_trip(raw: dict[str, Any]) -> None:
         ("method.loss=[dice, {kind: brier, t: 1}]", "method.loss.1: 't' is no setting of 'brier'; known: 'kind'"),
         ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, .*, but got 'chanel'; nearest: 'channel'"),
         ("method.standard=resolutoin", "method.standard: `kind` must be one of .*; nearest: 'resolution'"),
-        ("data.kind=camvod", "data: `kind` must be one of scenes, camvid, folder, import, but got 'camvod'; nearest: 'camvid'"),
+        ("data.kind=camvod", "data: `kind` must be one of scenes, camvid, .*, folder, import, but got 'camvod'; nearest: 'camvid'"),
         ("data.numtrain=2", "data: 'numtrain' is no setting of 'scenes'; nearest: 'num_train'"),
         ("model=unet", "model: `kind` must be one of smp, torchvision, import, but got 'unet'"),
         ("model.name=x", "model: 'name' is no setting of 'smp'; known: 'kind', 'architecture', 'encoder', 'encoder_weights'"),

@@ -6,19 +6,23 @@ import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from imachsr.config.build import build_net
-from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_yaml, run_to_dict
+from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_overrides, parse_yaml, run_to_dict
 from imachsr.config.schema import Run
 from imachsr.search.space import Search, draws, load_search
+from imachsr.study.schema import load_study, make_study, study_to_dict
 from imachsr.train.loop import train
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "launch").glob("*.yaml"))
-SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))
+STUDIES = [path for path in FILES if "seeds" in (keys := load_yaml(path)) and "cells" in keys]
+SPACES = [path for path in FILES if path not in STUDIES]
 SMALL = ["data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
 
 
@@ -36,7 +40,7 @@ def name_of(path: Path) -> str:
 
 def test_the_files_that_the_readme_names_are_shipped() -> None:
     named = set(re.findall(r"\b(?:launch|search_spaces)/\w+\.yaml", (ROOT / "README.md").read_text()))
-    assert {str(path.relative_to(ROOT)) for path in (*RUNS, *SPACES)} >= named > set()
+    assert {str(path.relative_to(ROOT)) for path in (*RUNS, *FILES)} >= named > set()
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
@@ -55,16 +59,31 @@ def test_a_shipped_run_round_trips_and_says_nothing_twice(path: Path) -> None:
     assert load_yaml(path)["name"] == run.name == path.stem
 
 
-@pytest.mark.parametrize("path", [*RUNS, *SPACES], ids=name_of)
+@pytest.mark.parametrize("path", [*RUNS, *FILES], ids=name_of)
 def test_commands_in_comments_parse(path: Path) -> None:
-    """`imachsr train FILE key=value` and `imachsr search FILE key=value`, as a user would paste them."""
-    for line in re.findall(r"imachsr (?:train|search) .*", path.read_text()):
+    """`imachsr train FILE key=value`, `imachsr search FILE` and `imachsr study FILE`, as a user would paste them."""
+    takers: dict[str, Any] = {"train": load_run, "search": load_search, "study": load_study}
+    for line in re.findall(r"imachsr (?:train|search|study) \S+\.yaml.*", path.read_text()):
         _, verb, file, *rest = shlex.split(line)
         overrides = [word for word in rest if "=" in word]
         if "--data" in rest:
-            overrides.append(f"{'run.' * (verb == 'search')}data.root={rest[rest.index('--data') + 1]}")
+            overrides.append(f"{'run.' * (verb != 'train')}data.root={rest[rest.index('--data') + 1]}")
         assert ROOT / file == path
-        (load_search if verb == "search" else load_run)(ROOT / file, overrides)
+        takers[verb](ROOT / file, overrides)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name_of)
+def test_a_shipped_study_is_what_a_claim_needs(path: Path) -> None:
+    plan = load_study(path)
+    assert make_study(study_to_dict(plan)) == plan
+    assert plan.name == path.stem
+    assert plan.primary is not None
+    for cell in plan.cells:
+        assert plan.run_of(cell, plan.control, 0).is_output_only
+        assert all(not plan.run_of(cell, arm, 0).is_output_only for arm in plan.arms_of(cell)[1:])
+    assert all(len(plan.seeds_of(cell)) >= 8 for cell in plan.cells if cell.equal == "epochs")
+    run = make_run(run_to_dict(plan.run_of(plan.cell(plan.primary.cell), plan.primary.arm, 0)), parse_overrides(SMALL))
+    assert train(run).metrics["train/side"] > 0
 
 
 def small_net(run: Run) -> None:
@@ -100,7 +119,7 @@ def test_twenty_drawn_configurations_build(search: Search) -> None:
         for key, parameter in search.space.items():
             assert (key in values) == parameter.holds(values), key
         run = search.run_of(values, name=f"trial {number}", seed=0)
-        assert not run.is_output_only
+        assert run.is_output_only == search.base().is_output_only
         small_net(run)
     assert seen == set(search.space), "every key is drawn at least once"
 
@@ -113,7 +132,8 @@ def test_points_build(search: Search) -> None:
 def test_sampled_trials_differ_from_the_baseline_in_the_method_or_its_rates_only(search: Search) -> None:
     keys = [target for key, parameter in search.space.items() for settings in parameter.targets(key) for target in settings]
     assert all(key.split(".")[0] in ("method", "optimizer") for key in keys)
-    assert "optimizer.epochs" not in keys, "a score of fewer epochs would not be comparable"
+    if not search.base().is_output_only:
+        assert "optimizer.epochs" not in keys, "a score of fewer epochs would not be comparable"
 
 
 def test_camvid_loads_with_its_shipped_settings(camvid: Path) -> None:

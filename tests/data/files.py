@@ -1,5 +1,7 @@
 """Small image files that the tests of this folder write."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +27,21 @@ def mask(classes: int, seed: int = 0, size: tuple[int, int] = (40, 50), dtype: t
     """Blocks of 10 pixels, so that resizing by the nearest pixel can be foretold."""
     coarse = np.random.default_rng(seed).integers(0, classes, (size[0] // 10, size[1] // 10))
     return np.kron(coarse, np.ones((10, 10))).astype(dtype)
+
+
+def write_png16(path: Path, values: np.ndarray) -> Path:
+    """A PNG with three channels of 16 bits, ``[H, W, 3]``, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    rows = values.astype(">u2")
+    # Every second row as differences from the one above it: filter 2 of the format.
+    above = rows[:-1].view(np.uint8).reshape(height - 1, -1)
+    plain = rows.view(np.uint8).reshape(height, -1)
+    lines = [b"\0" + plain[y].tobytes() if y % 2 == 0 else b"\2" + (plain[y] - above[y - 1]).tobytes() for y in range(height)]
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b""))
+    return path

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from imachsr.data.cache import cache_folder
-from imachsr.data.images import Pair, list_images, load_pairs, pair_folders
+from imachsr.data.images import load_pairs
+from imachsr.data.pairing import Pair, list_images, pair_folders
 from imachsr.data.samples import Samples
 from tests.data.files import mask, write_image, write_mask
 

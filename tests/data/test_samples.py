@@ -3,12 +3,13 @@
 from dataclasses import fields
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
 from imachsr.data import DatasetSpec
 from imachsr.data.samples import Samples, check_size, check_split
-from tests.data.files import mask, write_image, write_mask
+from tests.data.files import mask, write_image, write_mask, write_png16
 
 
 def samples(count: int = 4, size: tuple[int, int] = (3, 5)) -> Samples:
@@ -84,9 +85,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
             write_mask(root / "camvid" / f"{split}annot" / f"{index}.png", mask(12, index))
             write_image(root / "folder" / split / "images" / f"{index}.png", index)
             write_mask(root / "folder" / split / "masks" / f"{index}.png", mask(2, index))
+            frame = f"ulm_000000_{index:06d}"
+            write_image(root / "cityscapes/leftImg8bit" / split / "ulm" / f"{frame}_leftImg8bit.png", index)
+            write_mask(root / "cityscapes/gtFine" / split / "ulm" / f"{frame}_gtFine_labelIds.png", mask(34, index))
+            sequence = root / "sf" / {"train": "SEQ1", "val": "SEQ5", "test": "SEQ6"}[split]
+            write_image(sequence / "RGBLeft" / f"{index:07d}.png", index)
+            write_mask(sequence / "GTLeft" / f"{index:07d}.png", np.stack([mask(23, index)] * 3, -1))
+    for index in range(6):
+        write_image(root / "rand/RGB" / f"{index:07d}.png", index)
+        write_png16(root / "rand/GT/LABELS" / f"{index:07d}.png", np.stack([mask(23, index)] * 3, -1))
     return {
         "scenes": {"size": (32, 48), "num_train": 2, "num_val": 2, "num_test": 2},
         "camvid": {"root": str(root / "camvid"), "size": (32, 48)},
+        "cityscapes": {"root": str(root / "cityscapes"), "size": (32, 48)},
+        "synthia_sf": {"root": str(root / "sf"), "size": (32, 48), "val_sequences": ("SEQ5",), "test_sequences": ("SEQ6",)},
+        "synthia_rand": {"root": str(root / "rand"), "size": (32, 48), "val_fraction": 0.33, "test_fraction": 0.33},
         "folder": {"root": str(root / "folder"), "class_names": ("a", "b"), "size": (32, 48)},
         "import": {"path": "imachsr.data.scenes:Scenes", "kwargs": {"size": (32, 48), "num_train": 2, "num_val": 2, "num_test": 2}},
     }

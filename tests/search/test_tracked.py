@@ -36,7 +36,10 @@ def test_the_values_of_ones_own_function_have_no_choices() -> None:
     assert choice({"x": 1.0, "seed": 0}) == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+SPACES = [path for path in sorted((ROOT / "search_spaces").glob("*.yaml")) if "cells" not in load_yaml(path)]
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_space_is_a_sweep_of_its_knobs(path: Path) -> None:
     search = load_search(path, [])
     found = sweep_of(search)

@@ -306,3 +306,28 @@ def test_what_a_killed_driver_had_not_sent_is_told_and_made_again(server: Server
     assert sync(folder, [one], project="streets").rebuilt == ["u1-0001", "u1-search"]
     assert history(server, "u1-0001") == [row(1, epoch) for epoch in (1, 2, 3)]
     assert server.exits["u1-0001"] == 0
+
+
+@pytest.mark.slow
+def test_a_search_that_confirms_itself_is_two_groups_and_the_key_stays_in_the_driver(server: Server, tmp_path: Path) -> None:
+    """The whole way, by the command line: searched and confirmed online."""
+    small = ["run.optimizer.epochs=1", "run.data.num_train=16", "run.data.size=[32,32]", "run.optimizer.batch_size=4", "scheduler={kind: none}"]
+    given = [*small, "selection.blocks=2", "selection.guard=0", "budget.trials=2", "confirm.top=1", "confirm.seeds=6"]
+    command = [sys.executable, "-m", "imachsr", "search", str(ROOT / "search_spaces/quickstart.yaml"), *given, "--output", "s", "--wandb", "online"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    groups: dict[str, list[str]] = {}
+    for run in server.runs.values():
+        groups.setdefault(run["groupName"].rpartition("-")[0], []).append(run["jobType"])
+    assert {name: sorted(set(kinds)) for name, kinds in groups.items()} == {
+        "quickstart": ["baseline", "search", "trial"],
+        "quickstart-confirm": ["confirm", "search"],
+    }
+    assert groups["quickstart-confirm"].count("confirm") == 12
+    confirmed = [key for key, run in server.runs.items() if run["jobType"] == "confirm"]
+    assert all(server.exits[key] == 0 for key in confirmed)
+    assert all(history(server, key)[-1]["epoch"] == 1 and "val/miou" in history(server, key)[-1] for key in confirmed)
+    assert server.unknown == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "user" not in path.relative_to(tmp_path).parts]
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    assert KEY not in ran.stdout + ran.stderr

@@ -1,0 +1,98 @@
+"""SYNTHIA-SF: six drawn street videos."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imachsr.data.cityscapes import CLASSES as CITYSCAPES
+from imachsr.data.images import Source
+from imachsr.data.pairing import Pair, find_folder, pair_folders
+from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
+
+SEQUENCES = tuple(f"SEQ{number}" for number in range(1, 7))
+IMAGES, LABELS = "RGBLeft", "GTLeft"
+IDS = {name: number for number, name in enumerate((*CITYSCAPES, "road lines", "other", "road works"), 1)}
+"""The id of each class; 0 is void."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthiaSF:
+    """The drawn street videos of Hernandez-Juarez et al. 2017, 2224 frames of 1080 x 1920 pixels.
+
+    ``SEQ1`` to ``SEQ6``, each with ``RGBLeft/0000000.png`` and ``GTLeft/0000000.png``, whose red channel holds the class id; in the folder itself
+    or in ``SYNTHIA-SF`` below it. Void (0) is ignored. Folders and class names: Datumaro's format ``synthia_sf``; order of the ids and channel:
+    public readers of the data set. The README of the archive itself could not be read for this. There is no official split.
+
+    Args:
+        root: The folder that holds SEQ1 to SEQ6; some of them may be missing.
+        classes: own: the 22 classes besides void. cityscapes: its 19, in its order; road lines, other and road works are ignored.
+        val_sequences: Of val, such as [SEQ6]; all that are in neither val nor test are train.
+        test_sequences: Of test; none by default.
+        size: (height, width) in pixels, each >= 32.
+        cache: Folder of decoded arrays; the user's cache folder without it.
+        on_error: raise, or skip: leave out samples whose files are missing or broken, with a warning, up to a tenth of a split.
+    """
+
+    kind: Literal["synthia_sf"] = "synthia_sf"
+    root: str
+    classes: Classes = "own"
+    val_sequences: tuple[str, ...] = ("SEQ6",)
+    test_sequences: tuple[str, ...] = ()
+    size: tuple[int, int] = (256, 448)
+    cache: str | None = None
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        check_on_error(self.on_error)
+        check_classes(self.classes)
+        chosen = (*self.val_sequences, *self.test_sequences)
+        if unknown := [name for name in chosen if name not in SEQUENCES]:
+            raise ValueError(f"`val_sequences` and `test_sequences` must be of {', '.join(SEQUENCES)}, but got {unknown[0]!r}")
+        if len(set(chosen)) != len(chosen):
+            raise ValueError(f"`val_sequences` and `test_sequences` must share no sequence, but got {', '.join(chosen)}")
+        if len(chosen) == len(SEQUENCES):
+            raise ValueError("`val_sequences` and `test_sequences` must leave a sequence to train on, but hold all")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return names_of(IDS, self.classes)
+
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
+        """Decode (once) and map a split; samples are named SEQ1_0000000.
+
+        Args:
+            split: Which.
+            progress: Called with the files that are decoded, and the number of all.
+
+        Raises:
+            ValueError: If there is no such split, or a folder, a partner or a file is missing or broken; names it.
+        """
+        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
+
+    def source(self, split: Split) -> Source:
+        """The files of a split; raises as :meth:`load`, but opens none."""
+        check_split(split)
+        held = {"val": self.val_sequences, "test": self.test_sequences}
+        wanted = held.get(split) or [name for name in SEQUENCES if name not in {*self.val_sequences, *self.test_sequences}]
+        if split != "train" and not held[split]:
+            raise ValueError(f"`{split}_sequences` must name a sequence for {split}, but is empty; set data.{split}_sequences=[SEQ5]")
+        root = Path(self.root).expanduser()
+        if not any((root / name).is_dir() for name in SEQUENCES):
+            root = find_folder(root, "SYNTHIA-SF", SEQUENCES[:1], "SYNTHIA-SF")
+        there = [name for name in SEQUENCES if (root / name).is_dir()]
+        found: dict[str, list[Pair]] = {}
+        for name in wanted:
+            if name in there:
+                found[name] = pair_folders(root / name / IMAGES, root / name / LABELS, on_error=self.on_error)
+            elif split != "train":
+                raise ValueError(f"{root} must hold {name}, of {split}, but holds {', '.join(there)}; set data.{split}_sequences")
+        if not found:
+            raise ValueError(f"{root} must hold a sequence to train on, besides those of val and test, but holds {', '.join(there)}")
+        names = tuple(f"{name}_{image.stem}" for name, pairs in found.items() for image, _ in pairs)
+        return Source(pairs=[pair for pairs in found.values() for pair in pairs], coding=coding_of(IDS, self.classes), names=names)

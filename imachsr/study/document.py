@@ -1,0 +1,164 @@
+"""A study's findings in plain words and tables, as Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from imachsr.search.verdict import between, number
+from imachsr.study.findings import Comparison, Findings
+
+ABOUT = {
+    "val/boundary_iou": "boundary IoU",
+    "val/accuracy": "pixel accuracy",
+    "val/ece": "ECE",
+    "val/nll": "NLL",
+    "corrupted/miou": "mIoU, spoilt images",
+    "corrupted/ece": "ECE, spoilt images",
+}
+
+
+def document(findings: Findings, *, plots: Sequence[str] = (), head: str = "") -> str:
+    """The whole text.
+
+    Args:
+        findings: What was found.
+        plots: Paths of pictures, relative to the text.
+        head: Put below the title, such as how it was made.
+    """
+    parts = [f"# {findings.name}", head, "## In words", "\n".join(f"* {line}" for line in words(findings))]
+    parts += ["## Comparisons", _comparisons(findings), "## Means", _means(findings)]
+    if any(each.alongside for each in findings.comparisons):
+        parts += ["## What else differs", "Mean paired difference with its 95 % interval; not tested.", _alongside(findings)]
+    if findings.effects:
+        parts += ["## Single settings", "Explored with few seeds, all else equal; not tested.", *map(_effect, findings.effects)]
+    if findings.charts:
+        parts += ["## The gain over a setting", *map(_chart, findings.charts)]
+    if plots:
+        parts += ["## Pictures", "\n\n".join(f"![{path}]({path})" for path in plots)]
+    parts += ["## How to read this", "\n".join(f"* {line}" for line in notes(findings))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def words(findings: Findings) -> list[str]:
+    """The finding, a sentence a comparison, the declared one first; null results are told like others."""
+    lines = [] if findings.done == findings.total else [f"{findings.done} of {findings.total} runs have ended: what follows is not complete."]
+    ordered = sorted(findings.comparisons, key=lambda each: not each.is_primary)
+    lines += [_sentence(each, findings.metric) for each in ordered]
+    if findings.against_itself is not None:
+        lines.append(_itself(findings.against_itself, findings.metric, findings.control))
+    lines += [f"{each['arm']} failed in {each['cell']} with seed {each['seed']}: {each['error']}" for each in findings.failures]
+    return lines
+
+
+def _sentence(each: Comparison, metric: str) -> str:
+    name = f"{each.cell}: {each.arm} against {each.other}" + (" (declared beforehand)" if each.is_primary else "")
+    if each.difference is None:
+        return f"{name}: no pair of runs has ended yet."
+    what = f"{_amount(each, metric)} in the mean of {each.pairs} pair{'s' * (each.pairs != 1)}"
+    if each.interval is not None:
+        what += f" (95 % interval {between(each.interval, metric, signed=True)})"
+    if each.verdict == "failed":
+        return f"{name}: not judged, since a run failed with {len(each.failed)} of the seeds; {what}."
+    if each.verdict == "incomplete":
+        return f"{name}: not judged yet, since {len(each.missing)} seeds are missing; {what}."
+    p = f"p {each.p:.3g}" if each.is_primary else f"p {each.p:.3g}, {each.p_holm:.3g} after Holm"
+    if each.verdict == "open":
+        return f"{name}: no difference that these runs can show: {what}, {p}."
+    return f"{name}: {each.verdict}: {what}, {p}."
+
+
+def _amount(each: Comparison, metric: str) -> str:
+    points = f"{number(each.difference or 0.0, metric, signed=True)}" + (" points" if "iou" in metric or metric.endswith(("accuracy", "ece")) else "")
+    return points + (f", {each.relative:+.1f} per cent of {number(each.other_mean or 0.0, metric)}" if each.relative is not None else "")
+
+
+def _itself(found: Mapping[str, Any], metric: str, control: str) -> str:
+    if found["rate"] is None:
+        return f"{control} against itself in {found['cell']}: {found['runs']} of {found['of']} runs have ended."
+    return (
+        f"{control} against itself in {found['cell']}: {number(found['difference'], metric, signed=True)}, p {found['p']:.3g}; paired at random in "
+        f"{found['pairings']} ways, the test finds a difference in {100 * found['rate']:.1f} % of them, where none can be (5 % at most are meant to)."
+    )
+
+
+def _comparisons(findings: Findings) -> str:
+    rows = []
+    for each in findings.comparisons:
+        metric = findings.metric
+        relative = "" if each.relative is None else f"{each.relative:+.1f}"
+        numbers = ["" if p is None else f"{p:.3g}" for p in (each.p, each.p_wilcoxon, each.p_holm)]
+        interval = "" if each.interval is None else between(each.interval, metric, signed=True)
+        difference = "" if each.difference is None else number(each.difference, metric, signed=True)
+        values = " ".join(number(value, metric, signed=True) for value in each.differences.values())
+        arm = f"**{each.arm}**" if each.is_primary else each.arm
+        rows.append([each.cell, arm, each.other, str(each.pairs), difference, relative, interval, *numbers, each.verdict, values])
+    names = ["cell", "arm", "against", "pairs", "difference", "per cent", "95 %", "p", "p Wilcoxon", "p adjusted", "verdict", "of each seed"]
+    return table(names, rows)
+
+
+def _means(findings: Findings) -> str:
+    further = dict.fromkeys(name for each in findings.comparisons for name in each.alongside)
+    shown = [name for name in (findings.metric, *further) if any(name in each["means"] for each in findings.means)]
+    rows = []
+    for each in findings.means:
+        epochs = " to ".join(map(str, [each["epochs"][0], each["epochs"][-1]][: 1 + (len(each["epochs"]) > 1)])) if each["epochs"] else ""
+        cells = ["" if name not in each["means"] else number(each["means"][name], name) for name in shown]
+        spread = "" if each["spread"] is None else number(each["spread"], findings.metric)
+        step = each["means"].get("time/step_ms")
+        rows.append([each["cell"], each["arm"], f"{each['runs']}/{each['seeds']}", epochs, *cells, spread, "" if step is None else f"{step:.0f}"])
+    names = [ABOUT.get(name, name) for name in shown]
+    return table(["cell", "arm", "runs", "epochs", *names, f"spread of {names[0] if names else findings.metric}", "ms a step"], rows)
+
+
+def _alongside(findings: Findings) -> str:
+    shown = list(dict.fromkeys(name for each in findings.comparisons for name in each.alongside))
+    rows = []
+    for each in findings.comparisons:
+        cells = []
+        for name in shown:
+            found = each.alongside.get(name)
+            interval = "" if not found or found["interval"] is None else f" ({between(found['interval'], name, signed=True)})"
+            relative = "" if not found or found["relative"] is None else f", {found['relative']:+.0f} %"
+            cells.append("" if not found else f"{number(found['difference'], name, signed=True)}{interval}{relative}")
+        rows.append([each.cell, each.arm, each.other, *cells])
+    return table(["cell", "arm", "against", *(ABOUT.get(name, name) for name in shown)], rows)
+
+
+def _effect(effect: Mapping[str, Any]) -> str:
+    rows = []
+    for each in effect["values"]:
+        values = " ".join(f"{value:+.2f}" for value in each["each"])
+        mean, difference = ("" if value is None else f"{value:{sign}.2f}" for value, sign in ((each["mean"], ""), (each["difference"], "+")))
+        rows.append([each["value"], str(each["pairs"]), mean, difference, values])
+    rows.sort(key=lambda row: -float(row[3] or "-inf"))
+    title = f"`{effect['key']}` of {effect['arm']} in {effect['cell']}, against the control:"
+    return f"{title}\n\n" + table([effect["key"], "pairs", "mean", "difference", "of each seed"], rows)
+
+
+def _chart(chart: Mapping[str, Any]) -> str:
+    rows = []
+    for each in sorted(chart["points"], key=lambda point: (point["arm"], point["at"])):
+        interval = "" if each["interval"] is None else f"{each['interval'][0]:+.2f} to {each['interval'][1]:+.2f}"
+        rows.append([each["arm"], f"{each['at']:g}", each["cell"], f"{each['difference']:+.2f}", interval])
+    return table(["arm", chart["over"], "cell", "difference", "95 %"], rows)
+
+
+def notes(findings: Findings) -> list[str]:
+    """What the numbers mean, and what they do not."""
+    family = [each for each in findings.comparisons if not each.is_primary]
+    lines = [
+        f"{findings.metric} of the last epoch. A difference is between two runs with the same seed: the same first weights, the same order of data.",
+        "p is of the exact sign-flip test, two-sided; p Wilcoxon of the exact signed-rank test. Intervals are of one comparison each, not adjusted.",
+        f"Holm's family are the {len(family)} comparisons that were not declared beforehand; one that failed or is not complete counts with p = 1."
+        + (f" The smallest adjusted p that it allows is {findings.smallest:.2g}." if findings.smallest is not None else ""),
+    ]
+    if findings.smallest is not None and findings.smallest >= 0.05:
+        lines.append("With so few seeds no comparison of the family could win, however large its gain.")
+    if len(findings.machines) > 1:
+        lines.append(f"Runs were made on {', '.join(findings.machines)}: the same seed gives the same numbers only on one kind of machine.")
+    return lines
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; a bar in a cell would end it."""
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,106 @@
+"""Which runs a study needs, and which of these can begin."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from imachsr.config.schema import Run
+from imachsr.search.canonical import canonical, fingerprint_of
+from imachsr.study.rows import Known
+from imachsr.study.schema import Cell, StudyPlan
+
+STEP = "time/step_ms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One run that a study needs.
+
+    Attributes:
+        cell: Name of its cell.
+        arm: Name of its arm.
+        setting: Of an effect, ``key=value``; "" elsewhere.
+        seed: Of the run.
+        run: All settings; None while these depend on times that are not measured yet.
+        key: Fingerprint of the settings, see :func:`key_of`; "" without them.
+    """
+
+    cell: str
+    arm: str
+    setting: str = ""
+    seed: int
+    run: Run | None
+    key: str = ""
+
+
+def key_of(run: Run) -> str:
+    """Fingerprint of what a run trains, apart from its seed and from where its data lie: these have a fingerprint of their own."""
+    tree = canonical(run)
+    tree["data"].pop("root", None)
+    return fingerprint_of(tree)
+
+
+def wanted(study: StudyPlan, known: Known) -> list[Wanted]:
+    """Every run of a study: seed by seed, so that what is broken off is balanced; then the control against itself, and the effects.
+
+    Args:
+        study: The study.
+        known: Runs that have ended; those of a cell of equal times are settled by the times of these.
+    """
+    found: list[tuple[int, Wanted]] = []
+    for cell in study.cells:
+        epochs = equal_epochs(study, cell, known) if cell.equal == "time" else {}
+        for arm in study.arms_of(cell):
+            for place, seed in enumerate(study.seeds_of(cell)):
+                further = None if cell.equal == "epochs" else epochs.get(arm)
+                is_open = cell.equal == "time" and further is None
+                run = None if is_open else study.run_of(cell, arm, seed, {} if further is None else {"optimizer.epochs": further})
+                found.append((place, _of(cell, arm, seed, run)))
+    ordered = [each for _, each in sorted(found, key=lambda item: item[0])]
+    if (again := study.against_itself) is not None:
+        cell = study.cell(again.cell)
+        ordered += [_of(cell, study.control, seed, study.run_of(cell, study.control, seed)) for seed in again.seeds]
+    for effect in study.effects:
+        cell = study.cell(effect.cell)
+        for seed in effect.seeds:
+            ordered += [_of(cell, study.control, seed, study.run_of(cell, study.control, seed))]
+            for value in effect.values:
+                run = study.run_of(cell, effect.arm, seed, {effect.key: value})
+                ordered.append(replace(_of(cell, effect.arm, seed, run), setting=f"{effect.key}={word(value)}"))
+    unique: dict[Any, Wanted] = {}
+    for each in ordered:
+        unique.setdefault((each.key, each.seed) if each.key else (each.cell, each.arm, each.seed), each)
+    return list(unique.values())
+
+
+def _of(cell: Cell, arm: str, seed: int, run: Run | None) -> Wanted:
+    return Wanted(cell=cell.name, arm=arm, seed=seed, run=run, key="" if run is None else key_of(run))
+
+
+def word(value: Any) -> str:
+    """A setting's value in a word."""
+    if isinstance(value, Mapping):
+        kind = str(value.get("kind") or value.get("import") or "")
+        rest = ", ".join(f"{name} {word(each)}" for name, each in value.items() if name not in ("kind", "import"))
+        return f"{kind} ({rest})" if rest else kind
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "+".join(map(word, value))
+    return "none" if value is None else str(value)
+
+
+def equal_epochs(study: StudyPlan, cell: Cell, known: Known) -> dict[str, int]:
+    """Epochs of every arm that take the time of the control's, rounded, at least one; {} until all runs that are timed have ended.
+
+    A step's time is the median over the seeds of each run's median, so that a busy moment does not decide.
+    """
+    like = study.cell(str(cell.like))
+    times: dict[str, float] = {}
+    for arm in study.arms_of(cell):
+        rows = [known.get(key_of(study.run_of(like, arm, seed)), seed) for seed in study.seeds_of(cell)]
+        measured = [row.scores[STEP] for row in rows if row is not None and row.is_finished and STEP in row.scores]
+        if any(row is None for row in rows) or not measured:
+            return {}
+        times[arm] = statistics.median(measured)
+    full = study.run_of(like, study.control, study.seeds_of(cell)[0]).optimizer.epochs
+    return {arm: full if arm == study.control else max(1, round(full * times[study.control] / took)) for arm, took in times.items()}

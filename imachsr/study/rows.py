@@ -1,0 +1,143 @@
+"""The raw numbers of a study: a row a finished run, in a CSV file that anyone can read, publish and go on from."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imachsr.config.schema import ConfigError
+from imachsr.files import write_text
+
+FILE = "runs.csv"
+DIGITS = 6
+"""Behind the point."""
+_WORDS = ("cell", "arm", "setting", "key", "data", "state", "error", "revision", "torch", "machine", "date")
+_COUNTS = ("seed", "epochs", "taps")
+FIXED = ("cell", "arm", "setting", "seed", "key", "data", "state", "error", "epochs", "taps")
+BEHIND = ("time/step_ms", "images_per_s", "memory/peak_mib", "wall_s", "revision", "torch", "machine", "date")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run that has ended.
+
+    Attributes:
+        cell: Name of the cell that it ran for; another cell with the same settings takes it too.
+        arm: Name of the arm.
+        setting: Of an effect, ``key=value``; "" elsewhere.
+        seed: Of the run.
+        key: Fingerprint of its settings without seed and place of the data.
+        data: Fingerprint of what it was trained and scored on.
+        state: finished, or failed.
+        error: Why it failed.
+        epochs: That it ran.
+        taps: Supervised layers.
+        scores: Numbers of the last epoch and of what was scored behind it.
+        facts: What it ran on.
+    """
+
+    cell: str
+    arm: str
+    setting: str = ""
+    seed: int
+    key: str
+    data: str = ""
+    state: str = "finished"
+    error: str = ""
+    epochs: int = 0
+    taps: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its scores count."""
+        return self.state == "finished"
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a file.
+
+    Raises:
+        ConfigError: If it is missing or no such file, or a cell of it is broken; names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} must be a CSV file of a study's runs, but: {error}") from None
+    if not lines:
+        return []
+    names = lines[0]
+    if missing := [name for name in FIXED if name not in names]:
+        raise ConfigError(f"{path}:1 must name the columns {', '.join(FIXED)}, but {', '.join(missing)} is not there")
+    return [_row(path, number, dict(zip(names, line, strict=False)), len(line) == len(names)) for number, line in enumerate(lines[1:], 2) if line]
+
+
+def _row(path: Path, number: int, cells: dict[str, str], is_whole: bool) -> Row:
+    if not is_whole:
+        raise ConfigError(f"{path}:{number} must have a cell for each column, but has {len(cells)}")
+    words = {name: cells.pop(name) for name in FIXED if name not in _COUNTS}
+    facts = {name: cells.pop(name) for name in BEHIND if name in _WORDS and name in cells}
+    facts = {name: value for name, value in facts.items() if value}
+    try:
+        counts = {name: int(cells.pop(name) or 0) for name in _COUNTS}
+        scores = {name: float(value) for name, value in cells.items() if value != ""}
+    except ValueError as error:
+        raise ConfigError(f"{path}:{number} must hold numbers, but: {error}") from None
+    if words["state"] not in ("finished", "failed"):
+        raise ConfigError(f"{path}:{number}: `state` must be finished or failed, but got {words['state']!r}")
+    return Row(**words, **counts, scores=scores, facts=facts)  # type: ignore[arg-type]
+
+
+def text_of(rows: Sequence[Row]) -> str:
+    """A file's content; columns in a fixed order, numbers in six digits behind the point, an empty cell for what a run has not."""
+    scores = dict.fromkeys(name for row in rows for name in row.scores if name not in BEHIND)
+    names = [*FIXED, *scores, *BEHIND]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values: dict[str, Any] = {name: getattr(row, name) for name in FIXED} | dict(row.facts)
+        values |= {name: _number(value) for name, value in row.scores.items() if math.isfinite(value)}
+        writer.writerow([values.get(name, "") for name in names])
+    return out.getvalue()
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write a file, whole or not at all."""
+    write_text(path, text_of(rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:.{DIGITS}f}".rstrip("0").rstrip(".")
+
+
+class Known:
+    """Rows by what was run, wherever they come from.
+
+    Args:
+        rows: Of a folder, and of published files; of equal runs the first counts, a finished one before a failed one.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._rows: dict[tuple[str, int], Row] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Note a row, unless a better one of this run is there."""
+        before = self._rows.get((row.key, row.seed))
+        if before is None or (row.is_finished and not before.is_finished):
+            self._rows[(row.key, row.seed)] = row
+
+    def get(self, key: str, seed: int) -> Row | None:
+        """The row of a run."""
+        return self._rows.get((key, seed))
+
+    def all(self) -> list[Row]:
+        """Every row, in the order in which they came."""
+        return list(self._rows.values())

@@ -1,0 +1,319 @@
+"""A study as its user writes it: arms, cells, seeds, and what is compared with what."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from imachsr.config.load import lines_of, load_yaml, located, make_run, merge, nested, parse_overrides, resolve
+from imachsr.config.schema import ConfigError, Run, near, validate
+from imachsr.config.training import Settings
+from imachsr.data.corruptions import CORRUPTIONS, SEVERITIES
+from imachsr.search.space.search import Arm
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
+
+
+class Cell(Settings):
+    """A network on data with a budget, in which arms are compared.
+
+    Attributes:
+        name: Shown in tables.
+        set_: ``set:`` dotted keys and values over the base run, for every arm: the network, its learning rate, a share of the labels.
+        arms: Names of the arms that run here, the control among them; null: all.
+        of_arm: Further settings of an arm, here only: what a search found for this network.
+        seeds: Of this cell; null: the study's.
+        equal: What is equal between the arms: epochs; or time, where each arm has the epochs that fit into the time of the control's, by the median
+            times of a step that were measured in the cell ``like``.
+        like: With ``equal: time``, the cell that this one is otherwise the same as.
+    """
+
+    name: str = Field(min_length=1)
+    set_: dict[str, Any] = Field({}, alias="set")
+    arms: tuple[str, ...] | None = None
+    of_arm: dict[str, dict[str, Any]] = {}
+    seeds: Seeds | None = None
+    equal: Literal["epochs", "time"] = "epochs"
+    like: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Cell":
+        if (self.equal == "time") != (self.like is not None):
+            raise ValueError("`like` must name the cell whose times are taken with `equal: time`, and only with it")
+        if self.equal == "time" and (self.set_ or self.of_arm):
+            raise ValueError("`set` and `of_arm` must be left out with `equal: time`: they are those of the cell that `like` names")
+        return self
+
+
+class Primary(Settings):
+    """The one comparison that was declared before anything ran: an arm against the control. It stands outside of Holm's family.
+
+    Attributes:
+        cell: Name of a cell.
+        arm: Name of an arm other than the control.
+    """
+
+    cell: str
+    arm: str
+
+
+class Effect(Settings):
+    """What one setting of an arm does, all else equal: explored, not tested.
+
+    Attributes:
+        cell: Where.
+        arm: Whose setting.
+        key: Dotted key of the setting.
+        values: That it takes.
+        seeds: Of each.
+    """
+
+    cell: str
+    arm: str
+    key: str
+    values: tuple[Any, ...] = Field(min_length=1)
+    seeds: Seeds
+
+
+class Chart(Settings):
+    """The gain over a setting that differs between cells.
+
+    Attributes:
+        over: Dotted key of the setting, a number, such as subset.share or optimizer.epochs.
+        cells: That are drawn, at least two.
+    """
+
+    over: str
+    cells: tuple[str, ...] = Field(min_length=2)
+
+
+class AgainstItself(Settings):
+    """The control against itself with other seeds: how often the test finds a difference where there is none.
+
+    Attributes:
+        cell: Where.
+        seeds: As many as the cell has, and none of these.
+    """
+
+    cell: str
+    seeds: Seeds
+
+
+class Corruptions(Settings):
+    """Scoring on spoilt images, once at the end of every run.
+
+    Attributes:
+        names: Of the corruptions; null: all.
+        severities: Each in 1..5.
+    """
+
+    names: tuple[str, ...] | None = None
+    severities: tuple[int, ...] = SEVERITIES
+
+    @model_validator(mode="after")
+    def _check(self) -> "Corruptions":
+        for what, given, known in (("names", self.names, tuple(CORRUPTIONS)), ("severities", self.severities, SEVERITIES)):
+            if given is not None and (not given or len(set(given)) < len(given) or not set(given) <= set(known)):
+                raise ValueError(f"`{what}` must be among {', '.join(map(str, known))}, each once, but got {list(given)}")
+        return self
+
+
+class StudyBudget(Settings):
+    """What runs take.
+
+    Attributes:
+        concurrency: Runs at a time, >= 1; auto: as many as the cluster holds.
+        cpus_per_run: >= 0.
+        gpus_per_run: >= 0, may be a fraction.
+    """
+
+    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    cpus_per_run: int = Field(1, ge=1)
+    gpus_per_run: float = Field(0.0, ge=0)
+
+
+class StudyPlan(Settings):
+    """A whole study, checked.
+
+    Attributes:
+        name: Shown to people.
+        run: The base run's settings, over the defaults.
+        arms: What is compared; the first is the control that the others are compared with.
+        cells: Where; every arm runs in every cell with every seed unless the cell says less.
+        seeds: Paired: with the same seed, arms start from the same weights and see the data in the same order.
+        primary: The comparison that was declared beforehand.
+        contrasts: Further pairs of arms that are compared in every cell that has both, [arm, other].
+        effects: Settings of an arm that are varied one at a time.
+        charts: Gains over a setting.
+        against_itself: The control against itself.
+        metric: That is tested, of the last epoch: a key of the rows; higher is better unless it is ece, nll or loss.
+        corruptions: Scoring on spoilt images; null: none.
+        also_on: Other data that every trained model is scored on at the end: names, and dotted settings (``shifted: {data.domain: shifted}``).
+        budget: What runs take.
+    """
+
+    name: str = Field("study", min_length=1)
+    run: dict[str, Any] = {}
+    arms: tuple[Arm, ...] = Field(min_length=2)
+    cells: tuple[Cell, ...] = (Cell.model_validate({"name": "all"}),)
+    seeds: Seeds
+    primary: Primary | None = None
+    contrasts: tuple[tuple[str, str], ...] = ()
+    effects: tuple[Effect, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    against_itself: AgainstItself | None = None
+    metric: str = "val/miou"
+    corruptions: Corruptions | None = None
+    also_on: dict[str, dict[str, Any]] = {}
+    budget: StudyBudget = StudyBudget()
+
+    @property
+    def control(self) -> str:
+        """Name of the arm that the others are compared with."""
+        return self.arms[0].name
+
+    @property
+    def is_higher_better(self) -> bool:
+        """Whether more of the metric is better."""
+        return is_higher_better(self.metric)
+
+    def cell(self, name: str) -> Cell:
+        """The cell of a name."""
+        return next(cell for cell in self.cells if cell.name == name)
+
+    def arms_of(self, cell: Cell) -> tuple[str, ...]:
+        """Names of the arms that run in a cell, the control first."""
+        like = self.cell(cell.like) if cell.like is not None else cell
+        wanted = cell.arms or like.arms
+        return tuple(arm.name for arm in self.arms if wanted is None or arm.name in wanted)
+
+    def seeds_of(self, cell: Cell) -> tuple[int, ...]:
+        """Seeds of a cell."""
+        like = self.cell(cell.like) if cell.like is not None else cell
+        return cell.seeds or like.seeds or self.seeds
+
+    def run_of(self, cell: Cell, arm: str, seed: int, further: Mapping[str, Any] | None = None) -> Run:
+        """The run of an arm in a cell, as it is before times are made equal.
+
+        Args:
+            cell: Where.
+            arm: Name of the arm.
+            seed: Of the run.
+            further: Dotted settings over all of these.
+
+        Raises:
+            ConfigError: If they do not fit together.
+        """
+        like = self.cell(cell.like) if cell.like is not None else cell
+        own = next(each for each in self.arms if each.name == arm)
+        name = f"{cell.name}-{arm}-{seed}"
+        # One layer after the other: an arm may change the kind of what its cell sets.
+        raw: Any = resolve(self.run)
+        for layer in (like.set_, own.set_, like.of_arm.get(arm, {}), further or {}, {"name": name, "seed": seed}):
+            for part in nested(layer):
+                raw = merge(raw, part)
+        return make_run(raw)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times."""
+    return not metric.endswith(("ece", "nll", "loss", "step_ms", "wall_s"))
+
+
+def make_study(raw: Mapping[str, Any]) -> StudyPlan:
+    """The study that a mapping describes, checked as a whole.
+
+    Raises:
+        ConfigError: Names the key and what is wrong.
+    """
+    study: StudyPlan = validate(StudyPlan, raw)
+    _check_names(study)
+    for index, cell in enumerate(study.cells):
+        for arm in study.arms_of(cell):
+            try:
+                study.run_of(cell, arm, 0)
+            except ConfigError as error:
+                raise ConfigError(f"cells.{index}: with the arm {arm}: {error}") from None
+    for index, effect in enumerate(study.effects):
+        for value in effect.values:
+            try:
+                study.run_of(study.cell(effect.cell), effect.arm, 0, {effect.key: value})
+            except ConfigError as error:
+                raise ConfigError(f"effects.{index}: {error}") from None
+    return study
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyPlan:
+    """The study of a YAML file, with ``key=value`` overrides (``run.optimizer.epochs=4``, ``seeds=[0,1]``).
+
+    Raises:
+        ConfigError: For anything that the user got wrong; names file and key.
+    """
+    dotted = parse_overrides(overrides)
+    raw: Any = load_yaml(path)
+    for layer in nested(dotted):
+        raw = merge(raw, layer)
+    try:
+        return make_study(raw)
+    except ConfigError as error:
+        places: dict[str, tuple[str | Path, int]] = {key: (path, line) for key, line in lines_of(path).items()}
+        raise ConfigError(located(str(error), path, places, dotted)) from None
+
+
+def study_to_dict(study: StudyPlan) -> dict[str, Any]:
+    """Plain values that :func:`make_study` reads back."""
+    return study.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _check_names(study: StudyPlan) -> None:
+    arms, cells = [arm.name for arm in study.arms], [cell.name for cell in study.cells]
+    for what, names in (("arms", arms), ("cells", cells)):
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"{what}: each must have a name of its own, but {twice!r} is there twice")
+    for what, seeds in [("seeds", study.seeds), *((f"cells.{index}.seeds", cell.seeds or ()) for index, cell in enumerate(study.cells))]:
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{what}: each must be there once, but got {list(seeds)}")
+    for key, name, known in _named(study, arms, cells):
+        if name not in known:
+            raise ConfigError(f"{key}: must name one that is there, but got {name!r}; {near(name, known)}")
+    for index, cell in enumerate(study.cells):
+        _check_cell(study, f"cells.{index}", cell)
+    if study.primary is not None:
+        at = study.cell(study.primary.cell)
+        if study.primary.arm not in study.arms_of(at)[1:]:
+            raise ConfigError(f"primary.arm: must be an arm of {at.name} other than the control, but got {study.primary.arm!r}")
+    if (again := study.against_itself) is not None:
+        own = study.seeds_of(study.cell(again.cell))
+        if set(own) & set(again.seeds) or len(own) != len(again.seeds):
+            raise ConfigError(f"against_itself.seeds: must be {len(own)} seeds that {again.cell} has not, but got {list(again.seeds)}")
+
+
+def _check_cell(study: StudyPlan, key: str, cell: Cell) -> None:
+    if study.control not in study.arms_of(cell):
+        raise ConfigError(f"{key}.arms: must hold the control {study.control!r}, but got {list(cell.arms or ())}")
+    if strange := [arm for arm in cell.of_arm if arm not in study.arms_of(cell)]:
+        raise ConfigError(f"{key}.of_arm: must be of arms of this cell, but {strange[0]!r} does not run in it")
+    if cell.like is None:
+        return
+    like = study.cell(cell.like)
+    if like.like is not None:
+        raise ConfigError(f"{key}.like: must name a cell of equal epochs, but {cell.like!r} is none")
+    if set(study.seeds_of(cell)) - set(study.seeds_of(like)) or set(study.arms_of(cell)) - set(study.arms_of(like)):
+        raise ConfigError(f"{key}: seeds and arms must be among those of {cell.like!r}, whose times are taken")
+
+
+def _named(study: StudyPlan, arms: list[str], cells: list[str]) -> list[tuple[str, str, list[str]]]:
+    """Everything that names an arm or a cell: its key, the name and what is known."""
+    found: list[tuple[str, str, list[str]]] = []
+    for index, cell in enumerate(study.cells):
+        found += [(f"cells.{index}.like", cell.like, cells)] if cell.like is not None else []
+        found += [(f"cells.{index}.arms", name, arms) for name in cell.arms or ()]
+        found += [(f"cells.{index}.of_arm", name, arms) for name in cell.of_arm]
+    found += [("contrasts", name, arms) for pair in study.contrasts for name in pair]
+    found += [(f"charts.{index}.cells", name, cells) for index, chart in enumerate(study.charts) for name in chart.cells]
+    for index, effect in enumerate(study.effects):
+        found += [(f"effects.{index}.cell", effect.cell, cells), (f"effects.{index}.arm", effect.arm, arms)]
+    if study.primary is not None:
+        found += [("primary.cell", study.primary.cell, cells), ("primary.arm", study.primary.arm, arms)]
+    return found + ([("against_itself.cell", study.against_itself.cell, cells)] if study.against_itself is not None else [])

@@ -1,0 +1,199 @@
+"""The data commands as a user meets them: what is right, every kind of mistake, and a training on what was prepared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.command import ROOT, Cli, one_error
+from tests.data.files import mask, write_image, write_mask
+from tests.data.server import Site, serving
+from tests.data.test_download import packed
+
+FOLDER = ["class_names=[road,car,sky]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound data set with 6 samples in train and 2 in val."""
+    for split, count in (("train", 6), ("val", 2)):
+        for index in range(count):
+            write_image(tmp_path / "set" / split / "images" / f"a_{index}.png", index)
+            write_mask(tmp_path / "set" / split / "masks" / f"a_{index}.png", mask(3, index))
+    return tmp_path / "set"
+
+
+def checked(run: Cli, folder: Path, *args: object) -> tuple[int, dict]:  # type: ignore[type-arg]
+    ran = run("data", "check", "folder", folder, *FOLDER, "--json", *args)
+    return ran.code, json.loads(ran.out)
+
+
+def test_a_sound_data_set_passes_with_its_numbers(folder: Path, run: Cli) -> None:
+    code, found = checked(run, folder)
+    assert (code, found["ok"]) == (0, True)
+    train = found["splits"]["train"]
+    assert (train["samples"], train["sizes"], train["problems"]) == (6, {"40x50": 6}, {})
+    every = np.stack([mask(3, index) for index in range(6)])
+    for value, name in enumerate(("road", "car", "sky")):
+        assert train["classes"][name]["percent"] == pytest.approx(100 * (every == value).mean())
+        assert train["classes"][name]["images"] == sum((each == value).any() for each in every)
+    assert "test" in found["splits"]["test"]["missing"]
+    ran = run("data", "check", "folder", folder, *FOLDER)
+    assert ran.code == 0
+    assert "all is well" in ran.out
+    assert "test: none" in ran.out
+
+
+def broken(folder: Path) -> None:
+    """One of everything that may be wrong with files."""
+    images, masks = folder / "train/images", folder / "train/masks"
+    (masks / "a_0.png").unlink()
+    (images / "a_1.png").unlink()
+    (images / "a_2.png").write_bytes((images / "a_2.png").read_bytes()[:100])
+    write_mask(masks / "a_3.png", mask(3, 3, size=(40, 60)))
+    values = mask(3, 4)
+    values[0, :7] = 9
+    write_mask(masks / "a_4.png", values)
+    write_mask(masks / "a_5.png", np.stack([mask(3, 5)] * 3, -1))
+
+
+def test_each_fault_is_named_with_its_file(folder: Path, run: Cli) -> None:
+    broken(folder)
+    code, found = checked(run, folder)
+    assert (code, found["ok"]) == (2, False)
+    problems = {kind: each["first"] for kind, each in found["splits"]["train"]["problems"].items()}
+    assert {kind: len(first) for kind, first in problems.items()} == dict.fromkeys(
+        ("image without label", "label without image", "broken file", "size differs", "unknown label value", "label of another make"), 1
+    )
+    assert f"{folder / 'train/images/a_0.png'} has no label {folder / 'train/masks/a_0.png'}" in problems["image without label"]
+    assert f"{folder / 'train/masks/a_1.png'} has no image {folder / 'train/images/a_1.png'}" in problems["label without image"]
+    assert f"{folder / 'train/images/a_2.png'} must be a readable image" in problems["broken file"][0]
+    assert "a_3.png must have the 40 x 50 pixels of" in problems["size differs"][0]
+    assert "but got 9 at (y, x) = (0, 0), and 7 such pixels" in problems["unknown label value"][0]
+    assert "a_5.png must hold one class index a pixel (grey or palette), but has mode RGB" in problems["label of another make"][0]
+    assert found["splits"]["train"]["unknown_values"] == {"9": 7}
+    assert found["splits"]["train"]["samples"] == 4  # whose both files are there
+    assert not found["splits"]["val"]["problems"]
+    ran = run("data", "check", "folder", folder, *FOLDER)
+    assert ran.code == 2
+    assert "6 problems" in ran.out
+    assert run("data", "check", "folder", folder, *FOLDER, "--split", "val").code == 0
+
+
+def test_many_faults_are_capped_and_counted(folder: Path, run: Cli) -> None:
+    for index in range(30):
+        write_image(folder / "val/images" / f"b_{index}.png")
+    code, found = checked(run, folder)
+    problem = found["splits"]["val"]["problems"]["image without label"]
+    assert (code, problem["count"], len(problem["first"])) == (2, 30, 20)
+    assert "and 10 more" in run("data", "check", "folder", folder, *FOLDER).out
+
+
+def test_palettes_and_sixteen_bits_are_taken_by_their_values(folder: Path, run: Cli) -> None:
+    palette = Image.fromarray(mask(3, 0)).convert("P")
+    palette.putpalette([128, 64, 128, 0, 0, 142, *range(18)])
+    palette.save(folder / "train/masks/a_0.png")
+    write_mask(folder / "train/masks/a_1.png", mask(3, 1, dtype=np.uint16))
+    code, found = checked(run, folder)
+    assert code == 0
+    assert found["splits"]["train"]["traits"] == {"label has a palette; its indices count": 1, "label has 16 or more bits a pixel": 1}
+    palette.putpixel((2, 1), 5)
+    palette.save(folder / "train/masks/a_0.png")
+    write_mask(folder / "train/masks/a_1.png", np.full((40, 50), 300, np.uint16))
+    code, found = checked(run, folder)
+    first = found["splits"]["train"]["problems"]["unknown label value"]["first"]
+    assert code == 2
+    assert "but got 5 at (y, x) = (1, 2), and 1 such pixels in all; the file has a palette, whose indices count and not its colours" in first[0]
+    assert "but got 300 at" in first[1]
+
+
+def test_a_split_by_another_name_is_pointed_at(folder: Path, run: Cli) -> None:
+    (folder / "val").rename(folder / "valid")
+    code, found = checked(run, folder)
+    assert code == 2
+    assert f"{folder / 'valid'} seems to be it: rename it to val" in found["splits"]["val"]["missing"]
+
+
+def test_an_image_in_two_splits_is_a_problem(folder: Path, run: Cli) -> None:
+    root = folder.parent / "camvid"
+    for index in range(3):
+        write_image(root / "frames" / f"{index}.png", index)
+        write_mask(root / "labels" / f"{index}.png", mask(11, index))
+    (root / "train.txt").write_text("frames/0.png labels/0.png\nframes/1.png labels/1.png\n")
+    (root / "val.txt").write_text("frames/1.png labels/1.png\nframes/2.png labels/2.png\n")
+    ran = run("data", "check", "camvid", root)
+    assert ran.code == 2
+    assert "frames/1.png is in train and in val" in ran.out
+
+
+def test_data_without_files_are_counted_too(run: Cli) -> None:
+    ran = run("data", "check", "scenes", "num_train=2", "num_val=1", "num_test=1", "--json")
+    assert ran.code == 0
+    assert [each["samples"] for each in json.loads(ran.out)["splits"].values()] == [2, 1, 1]
+
+
+MISTAKES: list[tuple[list[object], str]] = [
+    (["check", "foldr", "set"], "but got 'foldr'; nearest: 'folder'"),
+    (["check", "folder", "set"], "data.class_names: must be given, but is missing; such as class_names=[road,other]"),
+    (["check", "folder", "nothing", *FOLDER], "PATH must be the data set's folder, but "),
+    (["check", "folder"], "data.root: must be given, but is missing; name its folder behind the kind"),
+    (["check", "folder", "set", *FOLDER, "--split", "vall"], "--split must be one of train, val, test, but got 'vall'; nearest: 'val'"),
+    (["check", "folder", "set", "class_nams=[a,b]"], "'class_nams' is no setting of 'folder'; nearest: 'class_names'"),
+    (["check", "scenes", "set"], "'root' is no setting of 'scenes'"),
+    (["check", "cityscapes", "set"], "must hold leftImg8bit/ and gtFine/, but has no leftImg8bit/; it holds train, val"),
+    (["check", "synthia_sf", "set"], "must hold SEQ1/, but has no SEQ1/; it holds train, val"),
+    (["check", "synthia_rand", "set"], "must hold RGB/ and GT/LABELS/, but has no RGB/; it holds train, val"),
+    (["prepare", "folder", "set", *FOLDER, "--size", "8", "64"], "`size` must be (height, width) of at least 32 pixels, but got (8, 64)"),
+    (["prepare", "folder", "set", *FOLDER, "--size", "32", "32", "--out", "set/train/images/a_0.png"], "--out must be a folder, but "),
+    (["prepare", "folder", "set", *FOLDER, "--size", "32", "32", "--split", "test"], "must hold test/images and test/masks"),
+    (["prepare", "folder", "set", *FOLDER, "on_error=skip", "--size", "32", "32"], "`on_error` must be raise to prepare, but got skip"),
+    (["prepare", "scenes", "seed=1", "--size", "32", "32"], "NAME must be a data set that is read from files, but scenes is not"),
+    (["download", "cityscape"], "but got 'cityscape'; nearest: 'cityscapes'"),
+    (["download", "camvid"], "--out must be given for camvid"),
+    (["download", "cityscapes", "--out", "x"], "--out, --url and --sha256 must come with camvid, since cityscapes needs a login"),
+    (["download", "camvid", "--out", "x", "--url", "nowhere.zip"], "`url` must be the http or https address of a file, but got 'nowhere.zip'"),
+    (["download", "camvid", "--out", "set/train/images/a_0.png"], "--out must be a folder, but set/train/images/a_0.png is a file"),
+    (["download", "camvid", "--out", "x", "--sha256", "12"], "`sha256` must be 64 hexadecimal digits, but got '12'"),
+]
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("args", "wording"), MISTAKES, ids=lambda each: " ".join(map(str, each)) if isinstance(each, list) else "")
+def test_a_mistake_is_one_message_and_leaves_nothing(args: list[object], wording: str, run: Cli, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert wording in one_error(run("data", *args))
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_is_prepared_is_what_a_training_uses(folder: Path, run: Cli, tmp_path: Path) -> None:
+    ran = run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "48", "--out", tmp_path / "ahead")
+    assert ran.code == 0, ran.err
+    assert "train: 6 samples of 32 x 48, 0.0 MB, 6 decoded now" in ran.out
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ahead").iterdir()}
+    again = run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "48", "--out", tmp_path / "ahead", "--json")
+    told = json.loads(again.out)
+    assert [each["decoded"] for each in told["splits"].values()] == [0, 0]
+    short = ["optimizer.epochs=1", "optimizer.batch_size=4", "--wandb", "disabled", "--output", "out"]
+    ran = run("train", ROOT / "launch/camvid.yaml", *told["settings"], *short)
+    assert ran.code == 0, ran.err
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ahead").iterdir()} == kept
+
+
+def test_camvid_is_fetched_and_leads_to_the_check(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(Site(packed("x/CamVid/train/a.png", "x/CamVid/trainannot/a.png")), "camvid.zip") as site:
+        ran = run("data", "download", "camvid", "--out", "got", "--url", site.url)
+        assert ran.code == 0, ran.err
+        assert "unpacked: got/camvid/x/CamVid" in ran.out
+        assert "next: imachsr data check camvid got/camvid/x/CamVid" in ran.out
+        assert "there already: got/camvid/x/CamVid" in run("data", "download", "camvid", "--out", "got", "--url", site.url).out
+
+
+@pytest.mark.parametrize("kind", ["cityscapes", "synthia_sf", "synthia_rand"])
+def test_what_needs_a_login_is_told(kind: str, run: Cli) -> None:
+    ran = run("data", "download", kind)
+    assert ran.code == 0
+    assert "https://" in ran.out
+    assert f"next: imachsr data check {kind} FOLDER" in ran.out

@@ -1,0 +1,152 @@
+"""The command that compares arms over paired seeds, from its file to its tables."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imachsr.files import write_text
+from imachsr.study.rows import read
+from tests.cli.command import QUICK, ROOT, SCENES, Cli, one_error, process
+
+ABLATION = ROOT / "search_spaces/ablation.yaml"
+TOY = """
+name: toy
+run:
+  data: {kind: scenes, num_train: 8, num_val: 4, size: [32, 32]}
+  optimizer: {epochs: 3, batch_size: 4}
+arms:
+  - {name: output_only, set: {method.alpha: 0, method.beta: 0}}
+  - {name: full, set: {method.loss: prototype}}
+cells:
+  - {name: whole}
+  - {name: half, set: {subset.share: 0.5}}
+  - {name: timed, equal: time, like: whole}
+seeds: [1, 2]
+primary: {cell: whole, arm: full}
+charts: [{over: subset.share, cells: [half, whole]}]
+also_on: {shifted: {data.domain: shifted}}
+corruptions: {names: [fog], severities: [3]}
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    write_text(tmp_path / "toy.yaml", TOY)
+    return tmp_path / "toy.yaml"
+
+
+def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]) -> None:
+    command = ("study", "toy.yaml", "--output", "s", "--wandb", "disabled")
+    first = started(*command, until="finished")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(timeout=60)
+    before = (tmp_path / "s/runs.csv").read_text().splitlines()
+    ran = process(*command, "--json", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    found, rows = json.loads(ran.out), read(tmp_path / "s/runs.csv")
+    assert (tmp_path / "s/runs.csv").read_text().splitlines()[: len(before)] == before, "what had ended is not run again"
+    assert found["done"] == found["total"] == len(rows)
+    assert len({(row.key, row.seed) for row in rows}) == len(rows)
+    assert {row.cell for row in rows} <= {"whole", "half", "timed"}
+    assert {row.taps for row in rows if row.arm == "output_only"} == {0}
+    assert all(row.taps > 0 for row in rows if row.arm == "full")
+    for row in rows:
+        assert {"val/miou", "val/ece", "val/nll", "val/boundary_iou", "shifted/miou", "corrupted/miou", "time/step_ms", "wall_s"} <= set(row.scores)
+    comparisons = {(each["cell"], each["arm"]): each for each in found["comparisons"]}
+    assert set(comparisons) == {("whole", "full"), ("half", "full"), ("timed", "full")}
+    values = {(row.cell, row.arm, row.seed): row.scores["val/miou"] for row in rows if not row.setting}
+    assert comparisons["half", "full"]["differences"]["2"] == pytest.approx(values["half", "full", 2] - values["half", "output_only", 2], abs=1e-5)
+    assert not list((tmp_path / "s/runs").glob("*/checkpoints")), "checkpoints would fill the disk"
+    # Anyone with the rows gets the same tables, without data or a run.
+    again = process("study", "toy.yaml", "--rows", "s/runs.csv", "--no-run", "--output", "t", cwd=tmp_path)
+    assert again.code == 0, again.err
+    for name in ("study.md", "study.json", "differences.svg", "gain_over_subset_share.svg"):
+        assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "s" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_one_interrupt_saves_what_runs_and_the_printed_command_goes_on(
+    toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    long = ("run.optimizer.epochs=40", "run.data.num_train=32", "cells=[{name: whole}]", "charts=[]")
+    running = started("study", "toy.yaml", *long, "--output", "s", "--wandb", "disabled", until="runs at a time")
+    wait_for_rows(tmp_path / "s", running)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=120)
+    err = (tmp_path / "err").read_text()
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    assert "to go on: imachsr study toy.yaml" in err
+    kept = {path.parent.name: len(path.read_text().splitlines()) for path in (tmp_path / "s/runs").glob("*/metrics.jsonl")}
+    assert kept
+    assert list((tmp_path / "s/runs").glob("*/checkpoints/*"))
+    ran = process("study", "toy.yaml", *long, "--output", "s", "--wandb", "disabled", "--quiet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert {row.epochs for row in read(tmp_path / "s/runs.csv")} == {40}
+
+
+def wait_for_rows(folder: Path, running: "subprocess.Popen[str]") -> None:
+    """Until an epoch of a run is on disk."""
+    import time
+
+    end = time.monotonic() + 120
+    while not any(path.read_text().count("\n") >= 2 for path in folder.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < end
+        assert running.poll() is None
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("args", "wording"),
+    [
+        (["none.yaml"], "none.yaml"),
+        (["toy.yaml", "--cell", "hole"], "--cell must name a cell of the study, but got 'hole'; nearest: 'whole'"),
+        (["toy.yaml", "--hours", "0"], "`--hours > 0` must hold, but got 0"),
+        (["toy.yaml", "--rows", "none.csv"], "none.csv must be a CSV file of a study's runs"),
+        (["toy.yaml", "--json", "--json-lines"], "--json and --json-lines must not be given together"),
+        (["toy.yaml", "seeds=[1,1]"], "seeds: each must be there once"),
+        (["toy.yaml", "run.optimizer.epoch=3"], "optimizer.epoch: is no setting"),
+        (
+            ["toy.yaml", "cells=[{name: a, set: {subset.hold_out: x}}]", "charts=[]", "primary=null"],
+            "`hold_out` must be one of several",
+        ),
+        (["toy.yaml", "--data", "here"], "--data sets run.data.root"),
+        ([str(QUICK)], f"{QUICK} must hold a study, but holds a search"),
+        ([str(SCENES)], f"{SCENES} must hold a study, but holds one run"),
+    ],
+)
+@pytest.mark.usefixtures("toy")
+def test_a_mistake_is_told_before_anything_runs(args: list[str], wording: str, run: Cli, tmp_path: Path) -> None:
+    assert wording in one_error(run("study", *args, "--output", "out", "--wandb", "disabled"))
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_folder_with_something_else_is_left_alone(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    write_text(tmp_path / "s/notes.txt", "mine")
+    assert "must be a new folder or hold this study, but holds notes.txt" in one_error(run("study", "toy.yaml", "--output", "s", "--no-run"))
+    assert run("study", "toy.yaml", "--output", "t", "--no-run").code == 0
+    assert "must hold this study, but holds 'toy'" in one_error(run("study", "toy.yaml", "name=other", "--output", "t", "--no-run"))
+    assert (tmp_path / "s/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("toy")
+def test_rows_of_other_data_are_refused(run: Cli, tmp_path: Path) -> None:
+    from imachsr.study.driver import Study
+    from imachsr.study.schema import load_study
+
+    plan = load_study(tmp_path / "toy.yaml")
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        held.note(held.todo()[0], {"scores": {"val/miou": 1.0}}, "0123456789abcdef")
+    message = one_error(run("study", "toy.yaml", "--rows", "s/runs.csv", "--output", "t", "--wandb", "disabled"))
+    assert "rows that are there must be of the same data, but that of whole, output_only, seed 1 has the fingerprint 0123456789abcdef" in message
+
+
+def test_search_says_that_a_study_is_none(run: Cli) -> None:
+    assert f"imachsr study {ABLATION}" in one_error(run("search", ABLATION))

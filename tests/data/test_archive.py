@@ -1,0 +1,89 @@
+"""Hostile archives: nothing is written outside, and nothing is left of them."""
+
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from imachsr.data.archive import unpack
+
+
+def as_zip(path: Path, members: dict[str, str], link: str | None = None) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, text in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = ((stat.S_IFLNK | 0o777) if name == link else (stat.S_IFREG | 0o644)) << 16
+            file.writestr(member, text)
+    return path
+
+
+def as_tar(path: Path, *members: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as file:
+        for member in members:
+            member.size = 4 if member.isfile() else 0
+            file.addfile(member, io.BytesIO(b"text") if member.isfile() else None)
+    return path
+
+
+def tar_member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Path:
+    (tmp_path / "box").mkdir()
+    return tmp_path / "box"
+
+
+def refused(archive: Path, box: Path, wording: str) -> None:
+    before = {path: path.read_bytes() for path in box.parent.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=wording):
+        unpack(archive, box / "data")
+    assert {path: path.read_bytes() for path in box.parent.rglob("*") if path.is_file()} == before
+    assert not list(box.iterdir())
+
+
+def test_good_archives_are_unpacked_whole(box: Path, tmp_path: Path) -> None:
+    unpack(as_zip(tmp_path / "a.zip", {"x/a.txt": "A", "b.txt": "B", "x/..c": "C"}), box / "zip")
+    assert {str(path.relative_to(box / "zip")): path.read_text() for path in (box / "zip").rglob("*") if path.is_file()} == {
+        "x/a.txt": "A",
+        "b.txt": "B",
+        "x/..c": "C",
+    }
+    inside = tar_member("x/link", tarfile.SYMTYPE, "../y/a.txt")
+    unpack(as_tar(tmp_path / "a.tgz", tar_member("y/a.txt"), inside), box / "tar")
+    assert (box / "tar/x/link").read_text() == "text"
+    with pytest.raises(ValueError, match="zip must not exist yet"):
+        unpack(tmp_path / "a.zip", box / "zip")
+
+
+@pytest.mark.parametrize("name", ["../evil", "x/../../evil", "/tmp/evil-of-a-test", "x/..\\..\\evil", "C:\\evil", "\\evil"])
+def test_members_outside_are_refused_by_name(name: str, box: Path, tmp_path: Path) -> None:
+    refused(as_zip(tmp_path / "a.zip", {"good.txt": "x", name: "x"}), box, r"must keep to its folder, but '.*evil.*' would lie outside")
+    refused(as_tar(tmp_path / "a.tar", tar_member("good.txt"), tar_member(name)), box, r"must keep to its folder, but '.*evil.*' would lie outside")
+
+
+@pytest.mark.parametrize("target", ["../../evil", "/etc/passwd", "x/../../../evil"])
+def test_links_outside_are_refused_by_name(target: str, box: Path, tmp_path: Path) -> None:
+    refused(as_zip(tmp_path / "a.zip", {"x/link": target}, link="x/link"), box, r"but 'x/link' links to '.*' outside")
+    refused(as_tar(tmp_path / "a.tar", tar_member("x/link", tarfile.SYMTYPE, target)), box, r"but 'x/link' links to '.*' outside")
+
+
+def test_hard_links_devices_and_chains_of_links_are_refused(box: Path, tmp_path: Path) -> None:
+    refused(as_tar(tmp_path / "a.tar", tar_member("x", tarfile.LNKTYPE, "../evil")), box, r"'../evil', to which 'x' links, would lie outside")
+    refused(as_tar(tmp_path / "a.tar", tar_member("pipe", tarfile.FIFOTYPE)), box, "'pipe' is a device or pipe")
+    chain = [tar_member("a", tarfile.DIRTYPE), tar_member("a/b", tarfile.SYMTYPE, "."), tar_member("a/b/c", tarfile.SYMTYPE, "../..")]
+    refused(as_tar(tmp_path / "a.tar", *chain, tar_member("a/b/c/evil")), box, "must keep to its folder")
+
+
+def test_broken_archives_leave_nothing(box: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no archive")
+    refused(tmp_path / "a.zip", box, "a.zip must be a zip or tar archive, but is none")
+    whole = as_zip(tmp_path / "b.zip", {"a.txt": "text" * 100}).read_bytes()
+    (tmp_path / "b.zip").write_bytes(whole.replace(b"texttext", b"textTEXT", 1))
+    refused(tmp_path / "b.zip", box, "b.zip must be a whole archive, but: Bad CRC-32")

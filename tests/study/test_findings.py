@@ -1,0 +1,178 @@
+"""What the rows say, against statistics computed another way."""
+
+import json
+import math
+from itertools import product
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from imachsr.study.document import document, table, words
+from imachsr.study.findings import false_rate, find
+from imachsr.study.plots import plot
+from imachsr.study.rows import Known
+from imachsr.tracking.events import finite
+from tests.study.rows import RAW, filled, row, study
+
+GAIN = {"output_only": 0.0, "homogeneous": 0.3, "full": 1.5}
+
+
+def value(cell: str, arm: str, seed: int) -> float:
+    noise = np.random.default_rng([seed, *arm.encode(), *cell.encode()]).normal()
+    return 40 + seed + GAIN[arm] + 0.2 * float(noise)
+
+
+def exact_p(differences: list[float]) -> float:
+    """All sign patterns, one by one."""
+    seen = abs(sum(differences))
+    sums = [abs(sum(sign * each for sign, each in zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=len(differences))]
+    return sum(each >= seen - 1e-9 for each in sums) / len(sums)
+
+
+def test_comparisons_are_paired_tested_and_adjusted() -> None:
+    plan = study()
+    found = find(plan, filled(plan, value))
+    by = {(each.cell, each.arm, each.other): each for each in found.comparisons}
+    assert set(by) == {
+        ("small", "homogeneous", "output_only"),
+        ("small", "full", "output_only"),
+        ("small", "full", "homogeneous"),
+        ("large", "full", "output_only"),
+    }
+    for (cell, arm, other), each in by.items():
+        differences = [value(cell, arm, seed) - value(cell, other, seed) for seed in range(8)]
+        assert list(each.differences.values()) == pytest.approx(differences)
+        assert each.difference == pytest.approx(math.fsum(differences) / 8)
+        assert each.relative == pytest.approx(100 * each.difference / np.mean([value(cell, other, seed) for seed in range(8)]))
+        assert each.p == pytest.approx(exact_p(differences))
+        assert each.p_wilcoxon == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+        assert each.interval is not None
+        assert each.interval[0] < each.difference < each.interval[1]
+    family = sorted((each for each in by.values() if not each.is_primary), key=lambda each: each.p or 1)
+    assert len(family) == 3
+    largest = 0.0
+    for rank, each in enumerate(family):
+        largest = max(largest, min(1.0, (3 - rank) * each.p))  # type: ignore[operator]
+        assert each.p_holm == pytest.approx(largest)
+    primary = by[("small", "full", "output_only")]
+    assert primary.is_primary
+    assert primary.p_holm == primary.p == pytest.approx(2 / 2**8)
+    assert primary.verdict == "better"
+    assert found.smallest == pytest.approx(3 * 2 / 2**8)
+    assert (found.done, found.total) == (40, 40)
+
+
+def test_less_of_an_error_is_better() -> None:
+    plan = study(metric="val/ece")
+    rows = [
+        row(plan, cell.name, arm, seed, 0.0, val__ece=10 - GAIN[arm] + 0.01 * seed)
+        for cell in plan.cells
+        for arm in plan.arms_of(cell)
+        for seed in range(8)
+    ]
+    found = find(plan, Known(rows))
+    assert {each.verdict for each in found.comparisons if each.arm == "full"} == {"better"}
+    assert all(each.difference < 0 for each in found.comparisons if each.difference is not None)
+
+
+def test_nothing_is_judged_before_all_its_runs_have_ended_and_it_counts_in_the_family() -> None:
+    plan = study()
+    whole = filled(plan, value).all()
+    found = find(plan, Known(each for each in whole if not (each.cell == "large" and each.seed == 7 and each.arm == "full")))
+    part = next(each for each in found.comparisons if each.cell == "large")
+    assert (part.verdict, part.p, part.missing, part.pairs) == ("incomplete", None, (7,), 7)
+    rest = [each for each in found.comparisons if not each.is_primary and each is not part]
+    whole_rest = [each for each in find(plan, Known(whole)).comparisons if not each.is_primary and each.cell == "small"]
+    assert [each.p_holm for each in rest] == [each.p_holm for each in whole_rest]
+    assert found.done == 39
+    assert words(found)[0] == "39 of 40 runs have ended: what follows is not complete."
+
+
+def test_a_run_that_failed_is_not_left_out() -> None:
+    plan = study()
+    rows = [each for each in filled(plan, value).all() if not (each.cell == "small" and each.seed == 3 and each.arm == "full")]
+    gone = row(plan, "small", "full", 3, 0.0)
+    broken = Known([*rows, type(gone)(cell="small", arm="full", seed=3, key=gone.key, state="failed", error="FloatingPointError: loss")])
+    found = find(plan, broken)
+    assert [(each.verdict, each.p) for each in found.comparisons if each.cell == "small" and each.arm == "full"] == [("failed", None)] * 2
+    assert any("full failed in small with seed 3: FloatingPointError: loss" in line for line in words(found))
+
+
+def test_a_null_result_is_told_as_one() -> None:
+    plan = study()
+    found = find(plan, filled(plan, lambda cell, arm, seed: 40 + float(np.random.default_rng([seed, *arm.encode()]).normal())))
+    assert {each.verdict for each in found.comparisons} == {"open"}
+    assert all("no difference that these runs can show" in line for line in words(found))
+
+
+def test_the_test_finds_differences_between_equal_runs_as_rarely_as_it_says() -> None:
+    values = list(np.random.default_rng(0).normal(size=16))
+    rate = false_rate(values)
+    assert 0.02 < rate <= 0.06
+    # Runs that are not exchangeable within one draw cannot exceed it by much either; with 4 pairs nothing can win.
+    assert false_rate(values[:8]) == 0
+    plan = study(against_itself={"cell": "small", "seeds": list(range(100, 108))})
+    known = filled(plan, value)
+    for seed, each in enumerate(values[:8], 100):
+        known.add(row(plan, "small", "output_only", seed, 44 + each))
+    found = find(plan, known).against_itself
+    assert found is not None
+    assert found["runs"] == found["of"] == 16
+    assert found["rate"] < 0.07
+    half = find(plan, filled(plan, value)).against_itself
+    assert half is not None
+    assert (half["runs"], half["of"], half["rate"]) == (8, 16, None)
+
+
+def test_effects_are_shown_without_tests() -> None:
+    effect = {"cell": "small", "arm": "full", "key": "method.loss", "values": ["dice", "hsic"], "seeds": [0, 1]}
+    plan = study(effects=[effect])
+    known = filled(plan, value)
+    for seed in (0, 1):
+        known.add(row(plan, "small", "full", seed, value("small", "output_only", seed) + 2, {"method.loss": "dice"}))
+    found = find(plan, known).effects[0]
+    assert [(each["value"], each["pairs"]) for each in found["values"]] == [("dice", 2), ("hsic", 0)]
+    assert found["values"][0]["difference"] == pytest.approx(2)
+    assert "| dice | 2 |" in document(find(plan, known))
+
+
+def test_charts_read_their_place_from_the_runs(tmp_path: Path) -> None:
+    cells = [{"name": f"n{epochs}", "set": {"optimizer.epochs": epochs}} for epochs in (4, 8)]
+    plan = study(cells=cells, primary=None, charts=[{"over": "optimizer.epochs", "cells": ["n4", "n8"]}])
+    found = find(plan, filled(plan, value))
+    points = found.charts[0]["points"]
+    assert {(point["cell"], point["at"]) for point in points} == {("n4", 4), ("n8", 8)}
+    assert {point["arm"] for point in points} == {"homogeneous", "full"}
+    drawn = plot(found, tmp_path)
+    assert drawn == ["differences.svg", "gain_over_optimizer_epochs.svg"]
+    for name in drawn:
+        ElementTree.parse(tmp_path / name)
+    first = (tmp_path / drawn[0]).read_bytes()
+    plot(found, tmp_path)
+    assert (tmp_path / drawn[0]).read_bytes() == first
+
+
+def test_the_document_holds_every_number_and_no_cell_breaks_its_table() -> None:
+    arms = [RAW["arms"][0], {"name": "a|b", "set": {}}]
+    plan = study(arms=arms, cells=[{"name": "c"}], primary=None, contrasts=[])
+    found = find(plan, filled(plan, lambda cell, arm, seed: 40.0 + (arm != "output_only") * (1 + 0.1 * seed)))
+    text = document(found)
+    assert "+1.35" in text
+    assert "a\\|b" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines[:3]}) == 1
+    json.dumps(finite(found.to_dict()))
+
+
+def test_a_table_of_markdown() -> None:
+    assert table(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
+
+
+def test_a_study_without_a_run_says_so() -> None:
+    found = find(study(), Known())
+    assert found.done == 0
+    assert all("no pair of runs has ended yet" in line for line in words(found)[1:])
+    assert document(found)

@@ -1,0 +1,87 @@
+"""What a study's file says, and what is told of mistakes in it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imachsr.config.schema import ConfigError
+from imachsr.study.schema import is_higher_better, load_study, make_study, study_to_dict
+from tests.study.rows import RAW, study
+
+TIME = {"name": "timed", "equal": "time", "like": "small"}
+
+
+def test_a_study_round_trips() -> None:
+    plan = study(cells=[*RAW["cells"], TIME], effects=[{"cell": "small", "arm": "full", "key": "method.alpha", "values": [0.1], "seeds": [0]}])
+    assert make_study(study_to_dict(plan)) == plan
+
+
+def test_settings_are_laid_over_each_other_from_the_base_to_the_arm_in_its_cell() -> None:
+    own = {
+        "name": "c",
+        "set": {"optimizer.lr": 5e-3, "model.architecture": "fpn"},
+        "of_arm": {"full": {"method.alpha": 0.7, "method.loss.temperature": 0.3}},
+    }
+    plan = study(cells=[own], primary=None)
+    run, other = plan.run_of(plan.cells[0], "full", 3), plan.run_of(plan.cells[0], "output_only", 3)
+    assert (run.optimizer.lr, run.model.architecture, run.method.alpha, run.method.loss.temperature, run.seed) == (5e-3, "fpn", 0.7, 0.3, 3)  # type: ignore[union-attr]
+    assert (other.optimizer.lr, other.method.alpha, other.optimizer.epochs) == (5e-3, 0, 10)
+    assert plan.run_of(plan.cells[0], "full", 3, {"method.loss": "dice"}).method.loss.kind == "dice"  # type: ignore[union-attr]
+
+
+def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
+    plan = study(cells=[{"name": "small", "set": {"optimizer.lr": 7e-3}, "arms": ["output_only", "full"], "seeds": [1, 2]}, TIME])
+    timed = plan.cell("timed")
+    assert plan.arms_of(timed) == ("output_only", "full")
+    assert plan.seeds_of(timed) == (1, 2)
+    assert plan.run_of(timed, "full", 1).optimizer.lr == 7e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": RAW["arms"][:1]}, "arms"),
+        ({"arms": [RAW["arms"][0], RAW["arms"][0]]}, r"arms: each must have a name of its own, but 'output_only' is there twice"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, r"seeds: each must be there once, but got \[1, 1\]"),
+        ({"primary": {"cell": "smal", "arm": "full"}}, "primary.cell: must name one that is there, but got 'smal'; nearest: 'small'"),
+        ({"primary": {"cell": "small", "arm": "output_only"}}, "primary.arm: must be an arm of small other than the control"),
+        ({"primary": {"cell": "large", "arm": "homogeneous"}}, "primary.arm: must be an arm of large other than the control"),
+        ({"contrasts": [["full", "homogenous"]]}, "contrasts: must name one that is there, but got 'homogenous'; nearest: 'homogeneous'"),
+        ({"cells": [{"name": "small", "arms": ["full"]}]}, r"cells.0.arms: must hold the control 'output_only'"),
+        ({"cells": [*RAW["cells"], {"name": "t", "equal": "time"}]}, "`like` must name the cell"),
+        ({"cells": [*RAW["cells"], {"name": "t", "like": "small"}]}, "`like` must name the cell"),
+        ({"cells": [*RAW["cells"], {**TIME, "set": {"optimizer.lr": 1}}]}, "must be left out with `equal: time`"),
+        ({"cells": [*RAW["cells"], {**TIME, "seeds": [99]}]}, "seeds and arms must be among those of 'small'"),
+        ({"cells": [*RAW["cells"], TIME, {"name": "u", "equal": "time", "like": "timed"}]}, "must name a cell of equal epochs"),
+        (
+            {"cells": [{"name": "small", "set": {"optimizer.lrr": 1}}]},
+            r"cells.0: with the arm output_only: optimizer.lrr: is no setting; nearest: 'lr'",
+        ),
+        ({"cells": [{**RAW["cells"][1], "name": "small", "of_arm": {"homogeneous": {}}}]}, "'homogeneous' does not run in it"),
+        ({"effects": [{"cell": "small", "arm": "full", "key": "method.loss", "values": ["dise"], "seeds": [0]}]}, "effects.0: .*'dice'"),
+        ({"against_itself": {"cell": "small", "seeds": [100]}}, "against_itself.seeds: must be 8 seeds that small has not"),
+        ({"against_itself": {"cell": "small", "seeds": [7, 8, 9, 10, 11, 12, 13, 14]}}, "against_itself.seeds"),
+        ({"corruptions": {"severities": [6]}}, "severities"),
+        ({"sedes": [1]}, "sedes: is no setting; nearest: 'seeds'"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_study({**RAW, **changes})
+
+
+def test_mistakes_in_a_file_are_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("seeds: [1, 2]\narms:\n  - {name: a}\n  - {name: b}\ncells:\n  - name: c\n    set: {optimizer.epoch: 3}\n")
+    with pytest.raises(ConfigError, match=r"s.yaml:6: cells.0: with the arm a: optimizer.epoch: is no setting"):
+        load_study(path)
+    assert load_study(path, ["cells=[{name: c}]", "seeds=[5]"]).seeds == (5,)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("val/miou", True), ("val/ece", False), ("val/nll", False), ("corrupted/miou", True), ("val/loss", False)]
+)
+def test_which_way_is_better(metric: str, expected: bool) -> None:
+    assert is_higher_better(metric) == expected
