@@ -2,8 +2,8 @@
 
 Command:  python benchmarks/screenshots.py runs/NAME [--out benchmarks/screenshots]
 Cost:     20 s on one core.
-Result:   report.png (the page's top), relations.png (brushed), network.png and pictures.png, 1280 pixels wide; the same in dark (report_dark.png,
-          ...) and 390 wide (report_390.png, ...); 600 KB at most together.
+Result:   report.png (the page's top), relations.png (brushed), network.png and pictures.png, 1280 pixels wide; the top also in dark
+          (report_dark.png) and 390 wide (report_390.png); 600 KB at most together.
 """
 
 import argparse
@@ -30,7 +30,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def shots(page: Path, executable: str) -> Iterator[tuple[str, Image.Image]]:
-    """Name and picture of each part that the page has, in each view."""
+    """Name and picture of the page's top in each view, and of each part that it has in the first one."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -42,8 +42,9 @@ def shots(page: Path, executable: str) -> Iterator[tuple[str, Image.Image]]:
                 opened.goto(page.resolve().as_uri())
                 opened.wait_for_selector("html[data-ready=yes]", state="attached")
                 yield f"report{view}", _image(opened.screenshot())
-                _brush(opened)
-                for part, sections in PARTS.items():
+                if view == "":
+                    _brush(opened)
+                for part, sections in PARTS.items() if view == "" else ():
                     if (clip := _box(opened, sections, width)) is not None:
                         yield f"{part}{view}", _image(opened.screenshot(full_page=True, clip=clip))
                 context.close()

@@ -11,7 +11,7 @@ from imachsr.cli.common import PROJECT, Json, dashboard
 from imachsr.console import people, plain, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Bring a result folder to W&B: runs that are not there yet, and the dashboard.")
-Folder = Annotated[Path, typer.Argument(help="Result folder of a search, or of a training.")]
+Folder = Annotated[Path, typer.Argument(help="Result folder of a search, a study or a training.")]
 Project = Annotated[str | None, typer.Option("--wandb-project", help="Project in W&B.", show_default=f"that of the folder's runs, else {PROJECT}")]
 
 
@@ -20,22 +20,25 @@ def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -
     """Send what the server has not: files of offline runs, and runs made again from the folder's own lines; may be run twice."""
     from imachsr.search.folder import holds_search, lock
     from imachsr.search.tracked import recorded
+    from imachsr.study.tracked import SETTINGS as STUDY
+    from imachsr.study.tracked import recorded as recorded_study
     from imachsr.tracking import sync as bring
     from imachsr.tracking.recorded import Place
 
-    folders = [(folder, recorded(folder))]
+    is_study = (folder / STUDY).exists()
+    folders = [(folder, recorded_study(folder) if is_study else recorded(folder))]
     if (folder / "confirm" / "summary.json").exists():
         folders.append((folder / "confirm", recorded(folder / "confirm")))
     report = bring.Report()
     for at, runs in folders:
-        with lock(at) if holds_search(at) else contextlib.nullcontext():
+        with lock(at) if holds_search(at) or is_study else contextlib.nullcontext():
             place = Place.of(at)
             project = wandb_project or (place.project if place else PROJECT)
             found = bring.sync(at, runs, project=project, say=lambda line: people.print(line, soft_wrap=True))
             entity = found.entity or (place.entity if place else "")
             Place(entity=entity, project=project, is_online=not found.failed).write(at)
             report += found
-    lines = [] if report.failed else dashboard(folder)
+    lines = [] if report.failed or is_study else dashboard(folder)
     counts = {name: len(getattr(report, name)) for name in ("uploaded", "rebuilt", "already", "failed", "aside")}
     if as_json:
         print_json({**dataclasses.asdict(report), "aside": [str(path) for path in report.aside], "dashboard": lines})

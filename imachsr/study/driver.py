@@ -1,7 +1,6 @@
 """What a study still has to run, run; its rows are on disk as soon as each run has ended."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,13 +14,11 @@ from imachsr.files import write_text
 from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint_of
 from imachsr.search.folder import lock
-from imachsr.search.tracked import choice
 from imachsr.study.plan import Wanted, wanted
 from imachsr.study.rows import DIGITS, FILE, Known, Row, read, write
 from imachsr.study.schema import StudyPlan, make_study, study_to_dict
-from imachsr.tracking.events import NullTracker, Tracker, TrialStart
-
-SETTINGS, RUNS = "study.yaml", "runs"
+from imachsr.study.tracked import SETTINGS, folder_of, record, tell
+from imachsr.tracking.events import NullTracker, Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,7 @@ class Study:
 
     def output(self, each: Wanted) -> Path:
         """Absolute folder of a run's training."""
-        return (self.folder / RUNS / f"{each.key}-{each.seed}").absolute()
+        return folder_of(self.folder, each.key, each.seed)
 
     def forget_failed(self) -> int:
         """Drop rows of runs that failed, so that they are tried again; how many."""
@@ -275,7 +272,8 @@ class _Watched:
         if row is None:
             return
         self.ended += 1
-        _track(self.tracker, self.study, each, row)
+        plan = self.study.plan
+        tell(self.tracker, record(row, _config(each, plan), plan.name, self.study.output(each)))
         self._show(row)
 
     def _show(self, row: Row | None) -> None:
@@ -292,23 +290,3 @@ def _done(output: Path) -> int:
         return len((output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     except OSError:
         return 0
-
-
-def _track(tracker: Tracker, study: Study, each: Wanted, row: Row) -> None:
-    """Tell of a run that has ended, epoch by epoch."""
-    config = _config(each, study.plan)
-    facts = {"cell": row.cell, "arm": row.arm, "setting": row.setting, "key": row.key, "data_fingerprint": row.data, **row.facts}
-    start = TrialStart(
-        id=f"{row.key}-{row.seed}",
-        name=f"{row.cell}-{row.arm}-{row.seed}",
-        group=study.plan.name,
-        job_type="confirm",
-        config={**config, **facts, "choice": choice(config)},
-        tags=(row.cell, row.arm),
-        folder=study.output(each),
-    )
-    tracker.start(start)
-    path = study.output(each) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        tracker.log(start.id, {name: value for name, value in json.loads(line).items() if value is not None})
-    tracker.end(start.id, "finished" if row.is_finished else "failed", dict(row.scores))

@@ -17,7 +17,7 @@ class TrialStart:
         id: unique in the tracker's project, stable when the run is continued.
         name: shown to people.
         group: the search (or run) that it belongs to.
-        job_type: "baseline", "trial", "confirm" or "train".
+        job_type: "baseline", "trial", "confirm", "study" or "train".
         config: resolved configuration and what else the result depends on, plain YAML-able values.
         tags: short labels, such as the arm's name.
         folder: of the training, where its predictions are; None where there is none.

@@ -157,4 +157,6 @@ def test_the_file_of_a_confirmed_search_trains_into_its_interval(found: Path, tm
     assert trained.code == 0, trained.err
     summary = json.loads(trained.out)
     assert summary["epochs"] == 3
-    assert expected["low"] <= summary["metrics"][expected["metric"]] <= expected["high"]
+    # One run in twenty is outside by chance, and which one depends on the machine's rounding; of twice the width one in many thousands is.
+    margin = (expected["high"] - expected["low"]) / 2
+    assert expected["low"] - margin <= summary["metrics"][expected["metric"]] <= expected["high"] + margin
