@@ -2,7 +2,7 @@
 
 Command:  python benchmarks/screenshots.py runs/NAME [--out benchmarks/screenshots]
 Cost:     20 s on one core.
-Result:   report.png (the page's top), relations.png (brushed), network.png and pictures.png, 1280 pixels wide; the top also in dark
+Result:   report.png (the page's top), network.png and pictures.png, 1280 pixels wide; the top also in dark
           (report_dark.png) and 390 wide (report_390.png); 600 KB at most together.
 """
 
@@ -20,8 +20,8 @@ from imachsr.files import write_atomic
 from imachsr.report.html import write_report
 
 VIEWS = {"": (1280, "light"), "_dark": (1280, "dark"), "_390": (390, "light")}
-PARTS = {"relations": ("settings", "importance-of-settings"), "network": ("network",), "pictures": ("pictures",)}
-"""Sections that follow each other on the page; those that a report lacks are left out."""
+PARTS = ("network", "pictures")
+"""Sections of the page; those that a report lacks are left out."""
 MOST_BYTES = 600_000
 COLOURS = (256, 128, 64, 32)
 TOP = 800
@@ -42,35 +42,19 @@ def shots(page: Path, executable: str) -> Iterator[tuple[str, Image.Image]]:
                 opened.goto(page.resolve().as_uri())
                 opened.wait_for_selector("html[data-ready=yes]", state="attached")
                 yield f"report{view}", _image(opened.screenshot())
-                if view == "":
-                    _brush(opened)
-                for part, sections in PARTS.items() if view == "" else ():
-                    if (clip := _box(opened, sections, width)) is not None:
+                for part in PARTS if view == "" else ():
+                    if (clip := _box(opened, part, width)) is not None:
                         yield f"{part}{view}", _image(opened.screenshot(full_page=True, clip=clip))
                 context.close()
         finally:
             browser.close()
 
 
-def _brush(page: Any) -> None:
-    """Choose the better half of the metric's axis, as a visitor would."""
-    axis = page.locator("[data-draw=coordinates] g[role=slider]").last
-    if axis.count():
-        axis.focus()
-        is_more = page.evaluate("JSON.parse(document.getElementById('data').textContent).mode") == "max"
-        for _ in range(10):
-            page.keyboard.press("ArrowUp" if is_more else "Shift+ArrowDown")
-        axis.blur()
-        page.evaluate("scrollTo(0, 0)")  # focus scrolls, and boxes are counted from the window's edge
-
-
-def _box(page: Any, sections: tuple[str, ...], width: int) -> dict[str, float] | None:
-    """Around those of the sections that are there, as wide as the window."""
-    boxes = [box for each in sections if (found := page.locator(f"section#{each}")).count() and (box := found.bounding_box()) is not None]
-    if not boxes:
-        return None
-    top, bottom = min(box["y"] for box in boxes), max(box["y"] + box["height"] for box in boxes)
-    return {"x": 0, "y": max(0, top - 12), "width": width, "height": bottom - top + 24}
+def _box(page: Any, section: str, width: int) -> dict[str, float] | None:
+    """Around a section that is there, as wide as the window."""
+    found = page.locator(f"section#{section}")
+    box = found.bounding_box() if found.count() else None
+    return None if box is None else {"x": 0, "y": max(0, box["y"] - 12), "width": width, "height": box["height"] + 24}
 
 
 def _image(data: bytes) -> Image.Image:
@@ -134,8 +118,9 @@ def main() -> None:
     for path in written:
         print(f"{path}  {path.stat().st_size / 1000:.0f} KB")
     taken = {path.stem.partition("_")[0] for path in written}
-    for part in PARTS.keys() - taken:
-        print(f"no {part}.png: the report has no section {' or '.join(PARTS[part])}")
+    for part in PARTS:
+        if part not in taken:
+            print(f"no {part}.png: the report has no section {part}")
 
 
 if __name__ == "__main__":

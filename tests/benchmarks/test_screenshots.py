@@ -22,7 +22,7 @@ needs_browser = pytest.mark.skipif(
 @needs_browser
 def test_the_top_is_taken_in_every_view_and_every_part_in_one(tmp_path: Path) -> None:
     written = screenshots.take(searched(tmp_path / "s"), tmp_path / "out")
-    assert {path.name for path in written} == {"report.png", "report_dark.png", "report_390.png", "relations.png", "pictures.png"}
+    assert {path.name for path in written} == {"report.png", "report_dark.png", "report_390.png", "pictures.png"}
     assert sum(path.stat().st_size for path in written) < screenshots.MOST_BYTES
     means, coloured = {}, {}
     for path in written:
@@ -31,8 +31,7 @@ def test_the_top_is_taken_in_every_view_and_every_part_in_one(tmp_path: Path) ->
             means[path.stem] = np.asarray(image.convert("L"), dtype=float).mean()
             coloured[path.stem] = (np.ptp(np.asarray(image.convert("RGB"), dtype=float), axis=-1) > 60).mean()
     assert means["report_dark"] < 100 < 200 < means["report"]
-    # What is in them: the masks, and axes with lines.
-    assert coloured["pictures"] > 0.15 > 0.1 > coloured["relations"] > 0.001
+    assert coloured["pictures"] > 0.15, "the masks are in it"
 
 
 @needs_browser
