@@ -18,6 +18,7 @@ from imachsr.core.losses import SideLoss, parse_side_loss
 from imachsr.core.schedules import Profile, Schedule
 from imachsr.core.selection import Standard
 from imachsr.search.space import draws, make_search
+from imachsr.study.schema import make_study
 from tests.cli.command import Cli
 from tests.cli.conftest import run
 from tests.launch.commands import check_settings, parse
@@ -154,7 +155,15 @@ def test_each_form_of_a_knob_is_taken() -> None:
         assert next(draws(make_search({"space": space}), 0))[1] == {}, form
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "\nspace:" not in block])
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "\ncells:" in block])
+def test_yaml_blocks_of_cells_are_a_study(block: str) -> None:
+    plan = make_study(parse_yaml(block))
+    assert set(type(plan).model_fields) - plan.model_fields_set <= {"metric", "budget"}, "the example shows every key"
+    told = {field for cell in plan.cells for field in cell.model_fields_set}
+    assert told == set(type(plan.cells[0]).model_fields) - {"seeds"}
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("yaml") if "\nspace:" not in block and "\ncells:" not in block])
 def test_yaml_blocks_are_settings_of_a_run(block: str) -> None:
     raw = yaml.safe_load(block)
     run = make_run(raw)

@@ -88,13 +88,15 @@ def settings(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the settings of a run and of a search: key, what it takes, default and meaning."""
+    """List the settings of a run, a search and a study: key, what it takes, default and meaning."""
     from imachsr.search.settings import settings as known
+    from imachsr.study.schema import StudyPlan
 
-    found = known(prefix or "")
+    found = known(prefix or "", beside={"study": StudyPlan})
     if as_json:
         return print_json([dataclasses.asdict(each) for each in found])
-    for of, title in (("run", "settings of a run"), ("search", "settings of a search, where a run's begin with run.")):
+    where = "where a run's begin with run."
+    for of, title in (("run", "settings of a run"), ("search", f"settings of a search, {where}"), ("study", f"settings of a study, {where}")):
         rows = [each for each in found if each.of == of]
         table = Table("key", "values", "default", Column("meaning", overflow="fold"), title=title, title_justify="left")
         for each in rows:

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,7 +33,7 @@ class Setting:
     """One setting.
 
     Attributes:
-        of: run or search; in a search's YAML, or over it, a run's keys begin with ``run.``.
+        of: run, search or study; in the YAML of the latter two, or over it, a run's keys begin with ``run.``.
         key: Dotted.
         only_with: Kinds under which it exists, () for all.
         values: What it takes, in words.
@@ -41,7 +41,7 @@ class Setting:
         meaning: With its unit.
     """
 
-    of: Literal["run", "search"]
+    of: Literal["run", "search", "study"]
     key: str
     only_with: tuple[str, ...]
     values: str
@@ -49,13 +49,18 @@ class Setting:
     meaning: str
 
 
-def settings(prefix: str = "") -> list[Setting]:
+def settings(prefix: str = "", *, beside: Mapping[str, type[BaseModel]] = types.MappingProxyType({})) -> list[Setting]:
     """All settings whose key is the prefix, or lies below it.
+
+    Args:
+        prefix: "" for all.
+        beside: Further schemas that are listed too, by what they are of.
 
     Raises:
         ConfigError: If there is none; names the nearest.
     """
     found = [*_walk(Run, "run", ""), *_walk(Search, "search", "")]
+    found += [each for of, model in beside.items() for each in _walk(model, of, "")]
     if not prefix:
         return found
     wanted = prefix.removeprefix("run.")

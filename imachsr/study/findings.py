@@ -245,7 +245,7 @@ def _verdict(each: Comparison, p: float | None, is_higher_better: bool) -> Verdi
 def _mean_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[str, Any]:
     rows = runs_of(study, known, cell, arm)
     whole = [row for row in rows.values() if row is not None and row.is_finished]
-    names = dict.fromkeys(name for row in whole for name in row.scores if not name.startswith("val/iou/"))
+    names = sorted({name for row in whole for name in row.scores if not name.startswith("val/iou/")})
     means = {name: math.fsum(v := [row.scores[name] for row in whole if name in row.scores]) / len(v) for name in names}
     values = [row.scores[study.metric] for row in whole if study.metric in row.scores]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -124,8 +124,8 @@ class StudyBudget(Settings):
 
     Attributes:
         concurrency: Runs at a time, >= 1; auto: as many as the cluster holds.
-        cpus_per_run: >= 0.
-        gpus_per_run: >= 0, may be a fraction.
+        cpus_per_run: Of each, >= 1.
+        gpus_per_run: Of each, >= 0, may be a fraction.
     """
 
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

@@ -158,6 +158,6 @@ def test_settings_lists_keys_values_defaults_and_meanings(run: Cli) -> None:
     assert re.search(r"optimizer.lr +│ number > 0 +│ 0.001 +│ Peak learning rate > 0.", ran.out)
     assert "settings of a search" not in ran.out
     found = json.loads(run("settings", "--json").out)
-    assert {"run", "search"} == {each["of"] for each in found}
-    assert {"method.loss.temperature", "budget.trials"} <= {each["key"] for each in found}
+    assert {"run", "search", "study"} == {each["of"] for each in found}
+    assert {"method.loss.temperature", "budget.trials", "against_itself"} <= {each["key"] for each in found}
     assert "nearest: 'optimizer'" in one_error(run("settings", "optimiser"))

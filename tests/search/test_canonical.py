@@ -44,6 +44,8 @@ CHANGED: dict[str, Any] = {
     "compute.loader_workers": 2,
     "data.root": "elsewhere",
     "data.class_names": ["road", "trees"],
+    "data.val_sequences": ["SEQ5"],
+    "data.test_sequences": ["SEQ4"],
     "model.name": "deeplabv3_resnet50",
     "model.architecture": "fpn",
     "model.encoder": "resnet34",
