@@ -13,7 +13,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from imachsr.config.build import build_net
 from imachsr.config.load import load_run, load_yaml
 from imachsr.config.schema import Run
 from imachsr.core.output import logits_of
+from imachsr.core.wrapper import IMacHSR
 from imachsr.search.scheduler import rung_levels
 from imachsr.search.space import Search, load_search
 
@@ -135,11 +136,16 @@ def measured(module: nn.Module, forward: Callable[[], Tensor]) -> tuple[float, f
     return ahead, both.get_total_flops(), saved[0]
 
 
+def net_of(run: Run) -> IMacHSR:
+    """Built without its weights, which change no number, and traced on a small size, which makes the same taps."""
+    scratch = run.model_copy(update={"model": replace(run.model, encoder_weights=None)})
+    return build_net(scratch, num_classes=run.data.num_classes, size=SMALL[1], steps_per_epoch=100)
+
+
 def work_of(run: Run, *, batch: int = LEAST) -> Work:
-    """Of one image of the run's size; weights are random, which changes no number."""
-    spec = run.model_copy(update={"model": type(run.model)(**{**vars(run.model), "encoder_weights": None})})
+    """Of one image of the run's size."""
     classes, size = run.data.num_classes, run.data.size
-    net = build_net(spec, num_classes=classes, size=SMALL[1], steps_per_epoch=100).train()
+    net = net_of(run).train()
     added = []
     for small in SMALL:
         images, labels = torch.randn(batch, 3, *small), torch.randint(0, classes, (batch, *small))
@@ -190,9 +196,9 @@ def share_of(work: Work, batch: int, gpus: int, gpu: Gpu) -> tuple[int, int]:
     return whole // times, times
 
 
-def epoch_s(work: Work, run: Run, batch: int, gpus: int, gpu: Gpu) -> float:
-    """With the scoring of val; reading and augmenting images is assumed to be hidden."""
-    train, val = IMAGES[run.data.kind]
+def epoch_s(work: Work, counts: tuple[float, float], batch: int, gpus: int, gpu: Gpu) -> float:
+    """Of so many images to train on and to score; reading and augmenting them is assumed to be hidden."""
+    train, val = counts
     images, times = share_of(work, batch, gpus, gpu)
     at_once = images * gpus * times
     return train // at_once * step_s(work, images * times, gpus, gpu) + math.ceil(val / gpus) * work.forward / (1e12 * gpu.tflops * gpu.use)
@@ -202,10 +208,10 @@ def rows_of_training(name: str, run: Run, work: Work, gpu: Gpu) -> Iterator[list
     for gpus in (1, 8, 64):
         batch = max(run.optimizer.batch_size, LEAST * gpus)
         images, times = share_of(work, batch, gpus, gpu)
-        epoch = epoch_s(work, run, batch, gpus, gpu)
+        epoch = epoch_s(work, IMAGES[run.data.kind], batch, gpus, gpu)
         hours = epoch * run.optimizer.epochs / 3600
         sizes = [str(batch), f"{images} x {times}", f"{memory_gib(work, images, gpu):.0f}"]
-        yield [name, str(gpus), *sizes, f"{epoch:.1f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
+        yield [name, str(gpus), *sizes, f"{epoch:.2f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
 
 
 def mean_epochs(search: Search) -> float:
@@ -217,14 +223,15 @@ def mean_epochs(search: Search) -> float:
 
 def rows_of_search(name: str, search: Search, work: Work, gpu: Gpu) -> Iterator[list[str]]:
     run, fixed = search.base(), len(search.fixed())
-    epoch = epoch_s(work, run, run.optimizer.batch_size, 1, gpu)
+    images_of_train, part = IMAGES[run.data.kind][0], search.selection.fraction
+    epoch = epoch_s(work, (images_of_train * (1 - part), images_of_train * part), run.optimizer.batch_size, 1, gpu)
     total = fixed * run.optimizer.epochs + (search.budget.trials - fixed) * mean_epochs(search)
     images, times = share_of(work, run.optimizer.batch_size, 1, gpu)
     for gpus in (1, 8, 64):
         # A whole trial cannot be shared by several GPUs, and is what the last rung waits for.
         hours = max(total / gpus, run.optimizer.epochs) * epoch / 3600
         sizes = [str(run.optimizer.batch_size), f"{images} x {times}", f"{memory_gib(work, images, gpu):.0f}"]
-        yield [name, str(gpus), *sizes, f"{epoch:.1f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
+        yield [name, str(gpus), *sizes, f"{epoch:.2f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
@@ -241,6 +248,13 @@ def main() -> None:
     for name, default in vars(Gpu()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=default)
     arguments = parser.parse_args()
+    for name in vars(Gpu()):
+        if not 0 < getattr(arguments, name) < math.inf and name not in ("price", "reserve"):
+            parser.error(f"`--{name.replace('_', '-')} > 0` must hold, but got {getattr(arguments, name):g}")
+    if arguments.use > 1:
+        parser.error(f"`--use <= 1` must hold, but got {arguments.use:g}")
+    if missing := [recipe for recipe in arguments.recipes if not (ROOT / recipe).is_file()]:
+        parser.error(f"a recipe must be a file of this repository such as {RECIPES[0]}, but got {missing[0]}")
     gpu = Gpu(**{name: getattr(arguments, name) for name in vars(Gpu())})
     works, times = [], []
     for recipe in arguments.recipes:

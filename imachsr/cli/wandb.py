@@ -18,6 +18,7 @@ Project = Annotated[str | None, typer.Option("--wandb-project", help="Project in
 @app.command()
 def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -> None:
     """Send what the server has not: files of offline runs, and runs made again from the folder's own lines; may be run twice."""
+    from imachsr.report.table import load_summary
     from imachsr.search.folder import holds_search, lock
     from imachsr.search.tracked import recorded
     from imachsr.study.tracked import SETTINGS as STUDY
@@ -26,6 +27,8 @@ def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -
     from imachsr.tracking.recorded import Place
 
     is_study = (folder / STUDY).exists()
+    if not is_study and (folder / "summary.json").exists() and (folder / "search.yaml").exists():
+        load_summary(folder)  # one that is broken, or of another version, is told as everywhere
     folders = [(folder, recorded_study(folder) if is_study else recorded(folder))]
     if (folder / "confirm" / "summary.json").exists():
         folders.append((folder / "confirm", recorded(folder / "confirm")))

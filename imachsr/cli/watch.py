@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ def watch(
             state = _state(folder)
     plain.print(overview(state, height=1000))
     if not state["finished"] and not _is_held(folder):
-        people.print(f"nobody runs it now; to go on: imachsr search --resume {folder}", soft_wrap=True)
+        people.print(f"nobody runs it now; to go on: imachsr search --resume {shlex.quote(str(folder))}", soft_wrap=True)
     return None
 
 
@@ -55,20 +56,19 @@ class _Silent:
 
 def _state(folder: Path) -> dict[str, Any]:
     """summary.json with what trials.jsonl knows beyond it; a search of which no trial has ended yet has only that."""
-    from imachsr.config.load import load_yaml
     from imachsr.config.schema import ConfigError
     from imachsr.report.table import load_summary
+    from imachsr.search.space import load_search
 
     try:
         summary = load_summary(folder)
     except ConfigError:
         if (folder / "summary.json").exists() or not (folder / "search.yaml").exists():
             raise
-        settings = load_yaml(folder / "search.yaml")
-        metric = {"name": "select/miou", "mode": "max", **settings.get("metric", {})}
-        epochs = settings.get("run", {}).get("optimizer", {}).get("epochs", 0)
-        summary = {"metric": metric["name"], "mode": metric["mode"], "max_epochs": epochs, "baseline": 0, "trials": [], "finished": False}
-        summary["budget"] = settings.get("budget", {}).get("trials")
+        search = load_search(folder / "search.yaml")
+        epochs = 0 if search.function is not None else search.base().optimizer.epochs
+        summary = {"metric": search.metric.name, "mode": search.metric.mode, "max_epochs": epochs, "baseline": 0, "trials": [], "finished": False}
+        summary["budget"] = search.budget.trials
     known = {trial["number"]: trial for trial in summary["trials"]}
     for row in _rows(folder):
         number, epoch = row["trial"], row["epoch"]
@@ -96,9 +96,13 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue  # it is being written
-        if isinstance(row, dict) and {"trial", "epoch", "objectives"} <= row.keys():
+        if isinstance(row, dict) and all(isinstance(row.get(name), int) for name in ("trial", "epoch")) and _are_numbers(row.get("objectives")):
             found.append(row)
     return found
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(each, (int, float)) for each in values)
 
 
 def _is_held(folder: Path) -> bool:
@@ -120,6 +124,8 @@ def compare(
     """Put searches side by side: trials, hours, the best against each one's own baseline, and what a confirmation left of that."""
     from imachsr.config.schema import ConfigError
 
+    if twice := [folder for number, folder in enumerate(folders) if folder.resolve() in {each.resolve() for each in folders[:number]}]:
+        raise ConfigError(f"each folder must be given once, but {twice[0]} is there twice")
     found = [_line(folder) for folder in folders]
     if len({line["metric"] for line in found}) > 1:
         what = ", ".join(f"{line['folder']} {line['metric']}" for line in found)
@@ -140,6 +146,9 @@ def compare(
         ]
         shown.add_row(line["name"], line["folder"], *counts, f"{line['hours']:.2f}", *values, line["configuration"], line["confirmed"])
     plain.print(shown)
+    for name, what in (("data", "data"), ("epochs", "epochs")):
+        if len({line[name] for line in found}) > 1:
+            people.print(f"note: the searches have different {what}: compare differences, not levels", soft_wrap=True)
     people.print("differences are against each search's own baseline, mostly on one seed: candidates, not findings", soft_wrap=True)
     return None
 
@@ -163,6 +172,8 @@ def _line(folder: Path) -> dict[str, Any]:
         "finished": states.count("COMPLETE"),
         "stopped": states.count("PRUNED"),
         "failed": states.count("FAIL"),
+        "epochs": summary["max_epochs"],
+        "data": " ".join(f"{split} {each}" for split, each in sorted(summary.get("data", {}).items())),
         "hours": round(summary["wall_s"] / 3600, 4),
         "baseline": baseline["value"] if baseline and baseline["state"] == "COMPLETE" else None,
         "best": best["value"] if best else None,

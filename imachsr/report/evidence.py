@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ Arrays = dict[str, Any]
 
 
 def load(folder: Path, number: int | None, name: str) -> Arrays | None:
-    """Arrays of a file of a trial; None where it is missing or cannot be read, as when a crash cut it off.
+    """Arrays of a file of a trial; None where it is missing, or cannot be read, as when a crash cut it off: then a warning names it.
 
     Args:
         folder: Result folder of the search.
@@ -26,10 +27,14 @@ def load(folder: Path, number: int | None, name: str) -> Arrays | None:
     """
     if number is None:
         return None
+    path = folder / "trials" / f"{number:04d}" / name
     try:
-        with np.load(folder / "trials" / f"{number:04d}" / name, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{path} cannot be read, and what it would show is left out: {type(error).__name__}", stacklevel=2)
         return None
 
 

@@ -1,7 +1,9 @@
 """One self-contained HTML page about a search."""
 
+import errno
 import html
 import json
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     try:
         write_text(path, text.encode("utf-8", "replace").decode())  # names of classes can hold what was no UTF-8
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise ConfigError(f"{folder} must be writable for report.html, but: {error.strerror}; copy the folder to where you may write") from None
     return path
 
@@ -62,7 +66,15 @@ def _parts(folder: Path, summary: dict[str, Any], curves: Curves, data: dict[str
         del shown["best"]
     words, bins = evidence.reliability(folder, shown)
     matrices = "".join(f"<h3>{name}</h3>{table}" for name, number in shown.items() if (table := evidence.confusion(folder, number)))
-    about_network, drawing = network(folder, summary, curves)
+    try:
+        about_network, drawing = network(folder, summary, curves)
+    except ConfigError as error:
+        warnings.warn(f"{error}; the page has no drawing of the network", stacklevel=2)
+        about_network, drawing = "", ""
+    has_metric = any(summary["metric"] in row for lines in curves.values() for row in lines)
+    drawn = (
+        sections.KEY + _drawn("curves", "learning curves") if has_metric else f"<p>No row of trials.jsonl has {html.escape(summary['metric'])}.</p>"
+    )
     can_compare = sum(trial["arm"] is None and trial["value"] is not None for trial in data["trials"]) > 1
     return [
         ("Confirmed differences", "A small dot is a pair of runs with one seed, a large one their mean, a line its 95 % interval. Blue: better; "
@@ -70,7 +82,7 @@ def _parts(folder: Path, summary: dict[str, Any], curves: Curves, data: dict[str
         ("Settings", "Sampled trials with their last value; stopped ones, dashed, had fewer epochs. Drag along an axis to choose a range of it: the "
          "table and the other diagrams follow; a click on the axis lets go.", _drawn("coordinates", "parallel coordinates") if can_compare else ""),
         ("Importance of settings", sections.IMPORTANCE, sections.importance(summary)),
-        ("Learning curves", "A cross is where a trial was stopped.", sections.KEY + _drawn("curves", "learning curves") if curves else ""),
+        ("Learning curves", "A cross is where a trial was stopped.", drawn if curves else ""),
         ("Trade-offs", "Finished trials. A dark rim: none other is better in one of the two and as good in the other.",
          "".join(_drawn("scatter", f"{each['y']} against {each['x']}", place) for place, each in enumerate(data["scatters"]))),
         ("Network", about_network, drawing),
@@ -125,13 +137,19 @@ def _facts(summary: dict[str, Any]) -> str:
 def _rows(folder: Path) -> Curves:
     found: Curves = {}
     path = folder / "trials.jsonl"
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    broken: list[int] = []
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # the line that a crash cut off
+            row = None
         if isinstance(row, dict) and isinstance(row.get("trial"), int) and isinstance(row.get("epoch"), int):
             found.setdefault(row["trial"], []).append(row)
+        elif row is not None or number < len(lines):  # the last line may be being written, or was cut off by a crash
+            broken.append(number)
+    if broken:
+        warnings.warn(f"{path}: {len(broken)} lines cannot be read, and are left out, the first of them line {broken[0]}", stacklevel=2)
     return found
 
 

@@ -69,9 +69,10 @@ def load_networks(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise ConfigError(f"{path} must be JSON, but: {error}; remove it, and the page has no drawing of the network") from None
+        raise ConfigError(f"{path} must be JSON, but: {error}") from None
+    found = held.get("schema") if isinstance(held, dict) else type(held).__name__
     if not isinstance(held, dict) or held.get("schema") != SCHEMA or not isinstance(held.get("networks"), dict):
-        raise ConfigError(f"{path} must have schema {SCHEMA}, but has not; it was written by something else, or another version of imachsr")
+        raise ConfigError(f"{path} must have schema {SCHEMA}, but has {found!r}; it was written by something else, or another version of imachsr")
     return dict(held["networks"])
 
 

@@ -134,7 +134,10 @@
   function coordinates(holder) {
     const shown = data.trials.filter((trial) => trial.arm === null && trial.value !== null);
     const keys = [...new Set(shown.flatMap((trial) => Object.keys(trial.params)))];
-    const axes = [...keys, null].map((key) => axis(key, shown.map((trial) => (key === null ? trial.value : trial.params[key]))));
+    // Without what all the paths have before it: "placement" says as much as "standard.placement" where there is no other.
+    const last = (key) => key.split(".").pop();
+    const short = (key) => (keys.filter((other) => last(other) === last(key)).length === 1 ? last(key) : label(key));
+    const axes = [...keys, null].map((key) => axis(key, shown.map((trial) => (key === null ? trial.value : trial.params[key])), short));
     const width = Math.max(holder.clientWidth, axes.length * 88), height = 340, top = 34, foot = 24, span = height - top - foot;
     const svg = node("svg", { width, height, role: "group", "aria-label": "parallel coordinates" });
     holder.replaceChildren(svg);
@@ -196,8 +199,8 @@
     });
     apply();
   }
-  function axis(key, values) {
-    const name = key === null ? data.metric : label(key), missing = values.some((value) => value === undefined);
+  function axis(key, values, short) {
+    const name = key === null ? data.metric : short(key), missing = values.some((value) => value === undefined);
     const there = values.filter((value) => value !== undefined), bottom = missing ? 0.14 : 0;
     if (there.every((value) => typeof value === "number")) {
       const isLog = Math.min(...there) > 0 && Math.max(...there) / Math.min(...there) > 50;

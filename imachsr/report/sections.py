@@ -19,7 +19,8 @@ KEY = f"{_LINES}<span><i style='color:var(--other);border-top-style:dashed'></i>
 RUNG_KEY = f"{_LINES}<span>\u2297 stopped there</span></p>"
 IMPORTANCE = (
     "The share of the variance of the metric's ranks that goes with each setting alone, over finished sampled trials, and what a setting without "
-    "effect would have by chance. It is association: the sampler chose these values, and settings that changed together cannot be told apart."
+    "effect would have by chance; sorted by how far it is above that. It is association: the sampler chose these values, and settings that changed "
+    "together cannot be told apart."
 )
 
 

@@ -147,6 +147,8 @@ def _incomplete(summary: Mapping[str, Any]) -> str:
             return f"a trial has no {', '.join(missing)}"
         if trial["state"] not in STATES:
             return f"a trial has the state {trial['state']!r}, none of {', '.join(STATES)}"
+        if trial["state"] == "COMPLETE" and not isinstance(trial["value"], (int, float)):
+            return f"trial {trial['number']} is COMPLETE and has no value"
     return ""
 
 

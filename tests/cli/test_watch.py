@@ -143,3 +143,33 @@ def test_events_are_lines_of_json_for_machines(tmp_path: Path) -> None:
     assert [each["state"] for each in events[-1]["trials"]] == ["COMPLETE"] * 2
     assert "starting Ray" not in done.err
     assert "must not be given together" in process("search", *given, "--json-lines", "--json", cwd=tmp_path).err
+
+
+def test_rows_of_another_form_are_passed_over(run: Cli, tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", [BASELINE])
+    (folder / "trials.jsonl").write_text('{"trial": 7, "epoch": "x", "objectives": [1]}\n{"trial": 7, "epoch": 1, "objectives": []}\n[1]\n')
+    found = json.loads(run("watch", "s", "--json").out)
+    assert [trial["number"] for trial in found["trials"]] == [0]
+
+
+def test_settings_that_are_none_are_told_by_watch(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/search.yaml").write_text("metric: 3\nrun: [1]\n")
+    assert "search.yaml" in one_error(run("watch", "s", "--once"))
+
+
+def test_a_folder_given_twice_is_no_comparison(run: Cli, tmp_path: Path) -> None:
+    make(tmp_path / "s", [BASELINE])
+    assert "each folder must be given once, but s/../s is there twice" in one_error(run("compare", "s", "s/../s"))
+
+
+def test_other_data_and_epochs_are_noted(run: Cli, tmp_path: Path) -> None:
+    for name, data, epochs in (("a", "1" * 16, 2), ("b", "2" * 16, 3)):
+        folder = make(tmp_path / name, [BASELINE])
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, "data": {"train": data}, "max_epochs": epochs}))
+    ran = run("compare", "a", "b")
+    assert ran.code == 0
+    assert "note: the searches have different data: compare differences, not levels" in ran.err
+    assert "different epochs" in ran.err
+    assert "note:" not in run("compare", "a").err

@@ -3,27 +3,33 @@
 import re
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from imachsr.config.build import build_net
+from imachsr.config.build import build_model, build_net
 from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_overrides, parse_yaml, run_to_dict
 from imachsr.config.schema import Run
+from imachsr.data.camvid_original import COLOURS
 from imachsr.search.space import Search, draws, load_search
 from imachsr.study.schema import load_study, make_study, study_to_dict
 from imachsr.train.loop import train
+from tests.data.files import mask, write_image, write_mask
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "launch").glob("*.yaml"))
 FILES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 STUDIES = [path for path in FILES if "seeds" in (keys := load_yaml(path)) and "cells" in keys]
 SPACES = [path for path in FILES if path not in STUDIES]
-SMALL = ["data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
+FULL_SIZE = [ROOT / "launch" / f"{name}.yaml" for name in ("cityscapes", "camvid_full")]  # trained below on files of their own kinds
+SCRATCH = "model.encoder_weights=null"  # a download is no part of a test
+FEW = {"cityscapes": 8}  # the deeper network takes its time to build
+SMALL = [SCRATCH, "data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +49,7 @@ def test_the_files_that_the_readme_names_are_shipped() -> None:
     assert {str(path.relative_to(ROOT)) for path in (*RUNS, *FILES)} >= named > set()
 
 
-@pytest.mark.parametrize("path", RUNS, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in RUNS if path not in FULL_SIZE], ids=name_of)
 def test_a_shipped_run_trains_one_step(path: Path) -> None:
     run = load_run(path, SMALL)
     result = train(run)
@@ -93,7 +99,7 @@ def small_net(run: Run) -> None:
 
 @pytest.fixture(scope="module", params=SPACES, ids=name_of)
 def search(request: pytest.FixtureRequest) -> Search:
-    return load_search(request.param)
+    return load_search(request.param, [f"run.{SCRATCH}"])
 
 
 def test_the_baseline_comes_first_and_learns_as_the_others_do(search: Search) -> None:
@@ -109,12 +115,12 @@ def test_every_arm_builds(search: Search) -> None:
         small_net(search.run_of(settings, name=name, seed=search.seeds[0]))
 
 
-def test_twenty_drawn_configurations_build(search: Search) -> None:
+def test_drawn_configurations_build(search: Search) -> None:
     if not search.space:
         assert search.budget.trials == len(search.fixed()), "nothing to draw, so the arms are all"
         return
     seen = set()
-    for number, values in enumerate(islice((values for values, excess in draws(search, 1) if not excess), 20)):
+    for number, values in enumerate(islice((values for values, excess in draws(search, 1) if not excess), FEW.get(search.name, 20))):
         seen.update(values)
         for key, parameter in search.space.items():
             assert (key in values) == parameter.holds(values), key
@@ -134,6 +140,53 @@ def test_sampled_trials_differ_from_the_baseline_in_the_method_or_its_rates_only
     assert all(key.split(".")[0] in ("method", "optimizer") for key in keys)
     if not search.base().is_output_only:
         assert "optimizer.epochs" not in keys, "a score of fewer epochs would not be comparable"
+
+
+FRAMES = ("0001TP_008520", "0006R0_f00930", "0016E5_07920", "0016E5_07959")  # the last one is of val
+
+
+def write_camvid(root: Path) -> None:
+    for index, frame in enumerate(FRAMES):
+        write_image(root / "701_StillsRaw_full" / f"{frame}.png", index, (72, 96))
+        labels = np.array([colour for colour, _ in COLOURS], np.uint8)[mask(12, index, (70, 90))]
+        write_mask(root / "LabeledApproved_full" / f"{frame}_L.png", np.pad(labels, ((0, 2), (0, 6), (0, 0))))
+
+
+def write_cityscapes(root: Path) -> None:
+    for index, (split, city) in enumerate((("train", "aachen"), ("train", "aachen"), ("train", "ulm"), ("train", "ulm"), ("val", "lindau"))):
+        frame = f"{city}_{index:06d}_000019"
+        write_image(root / "leftImg8bit" / split / city / f"{frame}_leftImg8bit.png", index, (80, 160))
+        write_mask(root / "gtFine" / split / city / f"{frame}_gtFine_labelIds.png", mask(34, index, (80, 160)))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "size", "overrides"),
+    [
+        ("cityscapes", write_cityscapes, "[64, 128]", ["optimizer.batch_size=2"]),
+        ("camvid_full", write_camvid, "[48, 64]", ["optimizer.batch_size=3", "optimizer.epochs=2"]),
+    ],
+)
+def test_a_recipe_of_full_size_trains_two_steps_on_its_own_files(
+    name: str, write: Callable[[Path], None], size: str, overrides: list[str], tmp_path: Path
+) -> None:
+    write(tmp_path / "data")
+    here = [f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}", f"data.size={size}", "optimizer.epochs=1", SCRATCH]
+    run = load_run(ROOT / "launch" / f"{name}.yaml", [*here, *overrides])
+    steps: list[tuple[int, int]] = []
+    result = train(run, on_step=lambda done, of: steps.append((done, of)))
+    assert steps[-1] == (2, 2)
+    assert len(result.taps) == 3
+    assert 0 < result.metrics["train/loss"] < 20
+    assert 0 <= result.metrics["val/miou"] <= 100
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=name_of)
+def test_a_recipe_of_full_size_has_a_size_that_its_network_takes(path: Path) -> None:
+    run = load_run(path, [SCRATCH])
+    model: Any = build_model(run, num_classes=2)
+    model.check_input_shape(torch.empty(1, 3, *run.data.size, device="meta"))
+    with pytest.raises(RuntimeError, match="divisible"):
+        model.check_input_shape(torch.empty(1, 3, run.data.size[0] - 8, run.data.size[1], device="meta"))
 
 
 def test_camvid_loads_with_its_shipped_settings(camvid: Path) -> None:

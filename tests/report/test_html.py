@@ -357,7 +357,32 @@ def test_evaluations_that_are_cut_off_are_left_out(tmp_path: Path) -> None:
     folder = make(tmp_path / "s", TRIALS, best=2)
     for name in ("samples.npz", "evaluation.npz"):
         (folder / "trials" / "0000" / name).write_bytes(b"PK\x03\x04half")
-    assert "Confusion" not in page(folder).text
+    with pytest.warns(UserWarning, match=r"0000/(samples|evaluation)\.npz cannot be read, and what it would show is left out: BadZipFile"):
+        assert "Confusion" not in page(folder).text
+
+
+def test_lines_that_cannot_be_read_are_counted_but_for_one_that_a_crash_cut_off(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    rows = (folder / "trials.jsonl").read_text()
+    (folder / "trials.jsonl").write_text(rows + '{"trial": 1, "epo')
+    page(folder)
+    (folder / "trials.jsonl").write_text("half\n" + '{"trial": "x"}\n' + rows)
+    with pytest.warns(UserWarning, match=r"trials\.jsonl: 2 lines cannot be read, and are left out, the first of them line 1"):
+        page(folder)
+
+
+def test_a_metric_that_no_row_has_is_told(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", TRIALS, best=2)
+    rows = (folder / "trials.jsonl").read_text()
+    assert "No row of trials.jsonl" not in page(folder).text
+    (folder / "trials.jsonl").write_text(rows.replace("select/miou", "select/other"))
+    assert "No row of trials.jsonl has select/miou." in page(folder).text
+
+
+def test_a_finished_trial_without_a_value_is_no_result(tmp_path: Path) -> None:
+    folder = make(tmp_path / "s", [BASELINE, trial(1, value=None)])
+    with pytest.raises(ConfigError, match="trial 1 is COMPLETE and has no value"):
+        write_report(folder)
 
 
 @pytest.mark.parametrize(
