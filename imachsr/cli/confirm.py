@@ -8,7 +8,7 @@ import typer
 
 from imachsr.cli.common import INTERRUPTED, PROJECT, WANDB, Json, Project, Wandb, dashboard
 from imachsr.cli.confirming import failure_of, run_plan, show
-from imachsr.console import people, plain, print_json, style_of
+from imachsr.console import people, plain, print_json, print_line, style_of
 
 
 def confirm(
@@ -22,12 +22,18 @@ def confirm(
     wandb: Wandb = WANDB,
     wandb_project: Project = PROJECT,
     as_json: Json = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print an object a line on stdout for every change (event: confirmation), then the result.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress; the result and what goes wrong only.")] = False,
 ) -> None:
     """Run a search's best and its arms again, with fresh paired seeds, trained on all of train and scored on val; test the differences."""
     from imachsr.config.schema import ConfigError
     from imachsr.report.table import load_summary
     from imachsr.search.confirm import FOLDER, SEEDS, TOP, load_plan, make_plan
 
+    if as_json and json_lines:
+        raise ConfigError("--json and --json-lines must not be given together: one document at the end, or a line a change")
     at = folder / FOLDER
     summary = load_summary(folder)
     if resume:
@@ -38,13 +44,17 @@ def confirm(
         )
         if (obstacle := plan.obstacle()) and not anyway:
             raise ConfigError(f"{obstacle}, or fewer comparisons, or --anyway")
-    found, page, lines = run_plan(plan, at, resume=resume, wandb=wandb, project=wandb_project, style=style_of(as_json=as_json))
+    found, page, lines = run_plan(
+        plan, at, resume=resume, wandb=wandb, project=wandb_project, style=style_of(as_json=as_json, json_lines=json_lines, quiet=quiet)
+    )
     quoted = shlex.quote(str(folder))
     if found is None:
         people.print(f"to go on: imachsr confirm {quoted} --resume", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
     if as_json:
         print_json({**found, "output": str(at), "report": str(page)})
+    elif json_lines:
+        print_line({"event": "summary", **found, "output": str(at), "report": str(page)})
     else:
         show(found)
         plain.print(f"report: {page}", soft_wrap=True)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,19 +57,20 @@ class _Silent:
 
 def _state(folder: Path) -> dict[str, Any]:
     """summary.json with what trials.jsonl knows beyond it; a search of which no trial has ended yet has only that."""
+    from imachsr.config.load import load_yaml
     from imachsr.config.schema import ConfigError
     from imachsr.report.table import load_summary
-    from imachsr.search.space import load_search
 
     try:
         summary = load_summary(folder)
     except ConfigError:
         if (folder / "summary.json").exists() or not (folder / "search.yaml").exists():
             raise
-        search = load_search(folder / "search.yaml")
-        epochs = 0 if search.function is not None else search.base().optimizer.epochs
-        summary = {"metric": search.metric.name, "mode": search.metric.mode, "max_epochs": epochs, "baseline": 0, "trials": [], "finished": False}
-        summary["budget"] = search.budget.trials
+        settings = load_yaml(folder / "search.yaml")
+        metric = {"name": "select/miou", "mode": "max", **_part(settings, "metric")}
+        epochs = _part(_part(settings, "run"), "optimizer").get("epochs", 0)
+        summary = {"metric": metric["name"], "mode": metric["mode"], "max_epochs": epochs, "baseline": 0, "trials": [], "finished": False}
+        summary["budget"] = _part(settings, "budget").get("trials")
     known = {trial["number"]: trial for trial in summary["trials"]}
     for row in _rows(folder):
         number, epoch = row["trial"], row["epoch"]
@@ -98,6 +100,16 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
             continue  # it is being written
         if isinstance(row, dict) and all(isinstance(row.get(name), int) for name in ("trial", "epoch")) and _are_numbers(row.get("objectives")):
             found.append(row)
+    return found
+
+
+def _part(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of search.yaml as it stands; once a second, so that it is not checked as a whole."""
+    from imachsr.config.schema import ConfigError
+
+    found = settings.get(key, {})
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"search.yaml: `{key}` must be a mapping, but is {found!r}")
     return found
 
 

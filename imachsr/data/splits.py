@@ -61,7 +61,7 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
         raise ValueError(
             f"both sides must keep samples, but {len(names)} samples with fraction {fraction}, {blocks} blocks and guard {guard} leave "
             f"{len(train)} to train on and {len(select)} to select on; names that are equal up to the last underscore "
-            f"are one sequence, and these make {len(sequences)}"
+            f"are one sequence, and these make {len(sequences)}; give more samples, or lower selection.blocks or selection.guard"
         )
     return sorted(train), sorted(select)
 

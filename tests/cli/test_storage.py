@@ -4,6 +4,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.cli.command import SCENES, SMALL, Cli, one_error
 
 TRAIN = ["train", SCENES, *SMALL, "--wandb", "disabled", "--storage", "kept"]
@@ -27,6 +29,7 @@ def test_a_training_is_kept_in_a_storage_and_goes_on_from_there(run: Cli, tmp_pa
     assert run("evaluate", "other").code == 0
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_says_what_is_kept_and_how_to_go_on(started: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     process = started(*TRAIN[:2], "optimizer.epochs=50", *SMALL[1:], *TRAIN[-4:], "--output", "out", until="epoch 2/50")
     process.send_signal(signal.SIGTERM)

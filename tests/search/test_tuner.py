@@ -419,6 +419,7 @@ def test_checkpoints_that_this_machine_does_not_see_are_told(tmp_path: Path) -> 
     tuner._check_shared(tmp_path, summary)  # a warning would be an error
 
 
+@pytest.mark.slow
 def test_a_search_whose_driver_is_killed_is_finished_and_extended_by_resume(tmp_path: Path, root: Path) -> None:
     folder, path = tmp_path / "result", tmp_path / "search.yaml"
     raw = raw_search([], budget={"trials": 4, "concurrency": 2})

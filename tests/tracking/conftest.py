@@ -1,4 +1,5 @@
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def fresh(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         wandb.teardown()  # the client reads the environment once
         yield patch
         wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)  # where the service of this test was, for whoever comes after it
 
 
 @contextlib.contextmanager
