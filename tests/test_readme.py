@@ -18,7 +18,7 @@ from imachsr.core.losses import SideLoss, parse_side_loss
 from imachsr.core.schedules import Profile, Schedule
 from imachsr.core.selection import Standard
 from imachsr.search.space import draws, make_search
-from imachsr.study.schema import make_study
+from imachsr.study.load import make_study
 from tests.cli.command import Cli
 from tests.cli.conftest import run
 from tests.launch.commands import check_settings, parse

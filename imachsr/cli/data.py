@@ -63,8 +63,8 @@ def check(
 def prepare(
     name: Name,
     path: Annotated[str, typer.Argument(help="Its folder.")],
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels, each >= 32.")],
     settings: Settings = None,
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width in pixels, each >= 32.")] = ...,  # type: ignore[assignment]
     out: Annotated[Path | None, typer.Option(help="Folder for the decoded arrays.", show_default="the user's cache folder")] = None,
     split: Splits = None,
     as_json: Json = False,

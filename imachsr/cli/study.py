@@ -67,8 +67,8 @@ def study(
     """
     from imachsr.config.schema import ConfigError
     from imachsr.study.driver import Study, run_study
+    from imachsr.study.load import load_study
     from imachsr.study.rows import read
-    from imachsr.study.schema import load_study
 
     if hours is not None and hours <= 0:
         raise ConfigError(f"`--hours > 0` must hold, but got {hours:g}")

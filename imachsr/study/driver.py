@@ -5,18 +5,21 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from imachsr.config.load import dump_yaml, load_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
+from imachsr.data.samples import Samples
 from imachsr.files import write_text
 from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint_of
 from imachsr.search.folder import lock
+from imachsr.study.load import study_to_dict
 from imachsr.study.plan import Wanted, wanted
 from imachsr.study.rows import DIGITS, FILE, Known, Row, read, write
-from imachsr.study.schema import StudyPlan, make_study, study_to_dict
+from imachsr.study.schema import StudyPlan
 from imachsr.study.tracked import SETTINGS, folder_of, record, tell
 from imachsr.tracking.events import NullTracker, Tracker
 
@@ -60,6 +63,7 @@ class Study:
     lost: dict[tuple[str, int], str] = field(default_factory=dict)
     own: list[Row] = field(default_factory=list)
     known: Known = field(default_factory=Known)
+    _planned: list[Wanted] | None = None
 
     def __enter__(self) -> "Study":
         self._opened = contextlib.ExitStack()
@@ -85,21 +89,23 @@ class Study:
             if others := sorted(each.name for each in self.folder.iterdir() if each.name != ".lock"):
                 raise ConfigError(f"{self.folder} must be a new folder or hold this study, but holds {', '.join(others[:3])}; give another --output")
             return
-        before, now = (study_to_dict(each) for each in (make_study(load_yaml(path)), self.plan))
         # Cells, arms and seeds may be added or taken away: every run is known by its own settings.
-        if before["name"] != now["name"]:
-            raise ConfigError(f"{self.folder} must hold this study, but holds {before['name']!r}; give another --output")
+        if (before := load_yaml(path).get("name")) != self.plan.name:
+            raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
 
     def todo(self) -> list[Wanted]:
         """Runs that can begin."""
-        return [each for each in self._of_cells() if each.run is not None and self._is_open(each)]
+        return [each for each in self.planned() if each.run is not None and self._is_open(each)]
 
     def missing(self) -> list[Wanted]:
         """Runs that have not ended, those that cannot begin yet among them."""
-        return [each for each in self._of_cells() if each.run is None or self.known.get(each.key, each.seed) is None]
+        return [each for each in self.planned() if each.run is None or self.known.get(each.key, each.seed) is None]
 
-    def _of_cells(self) -> list[Wanted]:
-        return [each for each in wanted(self.plan, self.known) if not self.only or each.cell in self.only]
+    def planned(self) -> list[Wanted]:
+        """All runs of the cells that are run; made anew only when one has ended, since every run's settings are checked as they are made."""
+        if self._planned is None:
+            self._planned = [each for each in wanted(self.plan, self.known) if not self.only or each.cell in self.only]
+        return self._planned
 
     def _is_open(self, each: Wanted) -> bool:
         return self.known.get(each.key, each.seed) is None and (each.key, each.seed) not in self.lost
@@ -113,6 +119,7 @@ class Study:
         failed = [row for row in self.own if not row.is_finished]
         self.own = [row for row in self.own if row.is_finished]
         self.known = Known([*self.own, *(row for row in self.published if row.is_finished)])
+        self._planned = None
         return len(failed)
 
     def check_data(self, fingerprints: Mapping[str, str]) -> None:
@@ -154,6 +161,7 @@ class Study:
         )
         self.own.append(row)
         self.known.add(row)
+        self._planned = None
         write(self.folder / FILE, self.own)
         return row
 
@@ -164,19 +172,17 @@ def fingerprints(runs: Sequence[tuple[str, Run]]) -> dict[str, str]:
     Raises:
         ValueError: If data cannot be read.
     """
-    by_data: dict[str, str] = {}
+    splits: dict[str, dict[str, Samples]] = {}
+    prints: dict[str, str] = {}
     found: dict[str, str] = {}
     for key, run in runs:
         settings = fingerprint_of(run_to_dict(run)["data"])
-        if settings not in by_data:
-            by_data[settings] = fingerprint_of({split: run.data.load(split).fingerprint() for split in ("train", "val")})
-        _check_subset(run)
-        found[key] = by_data[settings]
+        if settings not in splits:
+            splits[settings] = {"train": run.data.load("train"), "val": run.data.load("val")}
+            prints[settings] = fingerprint_of({split: samples.fingerprint() for split, samples in splits[settings].items()})
+        run.subset.split(splits[settings]["train"], partial(splits[settings].__getitem__, "val"))  # a sequence that is not there fails here
+        found[key] = prints[settings]
     return found
-
-
-def _check_subset(run: Run) -> None:
-    run.subset.split(run.data.load("train"), lambda: run.data.load("val"))
 
 
 def run_study(
@@ -201,7 +207,7 @@ def run_study(
     """
     from imachsr.study.tasks import Pool
 
-    runs = {each.key: each.run for each in study._of_cells() if each.run is not None}
+    runs = {each.key: each.run for each in study.planned() if each.run is not None}
     prints = fingerprints(list(runs.items()))
     study.check_data(prints)
     if not study.todo():
@@ -277,8 +283,7 @@ class _Watched:
         self._show(row)
 
     def _show(self, row: Row | None) -> None:
-        missing = len(self.study.missing())
-        total = len(self.study._of_cells())
+        missing, total = len(self.study.missing()), len(self.study.planned())
         took = time.monotonic() - self.began_at
         left = took / self.ended * missing if self.ended else None
         running = tuple((each, _done(self.study.output(each)), each.run.optimizer.epochs) for each in self.pool.running() if each.run)

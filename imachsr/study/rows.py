@@ -14,10 +14,10 @@ from imachsr.files import write_text
 FILE = "runs.csv"
 DIGITS = 6
 """Behind the point."""
-_WORDS = ("cell", "arm", "setting", "key", "data", "state", "error", "revision", "torch", "machine", "date")
 _COUNTS = ("seed", "epochs", "taps")
 FIXED = ("cell", "arm", "setting", "seed", "key", "data", "state", "error", "epochs", "taps")
-BEHIND = ("time/step_ms", "images_per_s", "memory/peak_mib", "wall_s", "revision", "torch", "machine", "date")
+_FACTS = ("revision", "torch", "machine", "date")
+BEHIND = ("time/step_ms", "images_per_s", "memory/peak_mib", "wall_s", *_FACTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +80,30 @@ def read(path: Path) -> list[Row]:
 def _row(path: Path, number: int, cells: dict[str, str], is_whole: bool) -> Row:
     if not is_whole:
         raise ConfigError(f"{path}:{number} must have a cell for each column, but has {len(cells)}")
-    words = {name: cells.pop(name) for name in FIXED if name not in _COUNTS}
-    facts = {name: cells.pop(name) for name in BEHIND if name in _WORDS and name in cells}
+    cell, arm, setting, key, data, state, why = (cells.pop(name) for name in FIXED if name not in _COUNTS)
+    facts = {name: cells.pop(name) for name in _FACTS if name in cells}
     facts = {name: value for name, value in facts.items() if value}
     try:
-        counts = {name: int(cells.pop(name) or 0) for name in _COUNTS}
+        seed, epochs, taps = (int(cells.pop(name) or 0) for name in _COUNTS)
         scores = {name: float(value) for name, value in cells.items() if value != ""}
     except ValueError as error:
         raise ConfigError(f"{path}:{number} must hold numbers, but: {error}") from None
-    if words["state"] not in ("finished", "failed"):
-        raise ConfigError(f"{path}:{number}: `state` must be finished or failed, but got {words['state']!r}")
-    return Row(**words, **counts, scores=scores, facts=facts)  # type: ignore[arg-type]
+    if state not in ("finished", "failed"):
+        raise ConfigError(f"{path}:{number}: `state` must be finished or failed, but got {state!r}")
+    return Row(
+        cell=cell,
+        arm=arm,
+        setting=setting,
+        seed=seed,
+        key=key,
+        data=data,
+        state=state,
+        error=why,
+        epochs=epochs,
+        taps=taps,
+        scores=scores,
+        facts=facts,
+    )
 
 
 def text_of(rows: Sequence[Row]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from imachsr.config.load import load_yaml
 from imachsr.config.schema import ConfigError
 from imachsr.search.tracked import choice
+from imachsr.study.load import make_study
 from imachsr.study.rows import FILE, Row, read
-from imachsr.study.schema import make_study
 from imachsr.tracking.events import Tracker, TrialStart
 from imachsr.tracking.recorded import Recorded
 

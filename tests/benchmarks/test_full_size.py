@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks import full_size
 from benchmarks.full_size import Gpu, Work, epoch_s, measured, memory_gib, share_of, step_s, work_of
 from imachsr.config.load import make_run
+from imachsr.config.schema import Run
 
 WORK = Work(flop=3e12, forward=1e12, method=1e10, saved=2 * 2**30, parameters=10**8)
 
@@ -39,7 +40,7 @@ def test_each_saved_tensor_counts_once_and_parameters_do_not() -> None:
     assert saved == 1200
 
 
-def run_of(**data: object):  # type: ignore[no-untyped-def]
+def run_of(**data: object) -> Run:
     model = {"architecture": "fpn", "encoder": "tu-mobilenetv3_small_100", "encoder_weights": "imagenet"}
     return make_run({"data": {"kind": "cityscapes", "root": "nowhere", **data}, "model": model, "method": {"standard": "resolution"}})
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def checked(run: Cli, folder: Path, *args: object) -> tuple[int, dict]:  # type: ignore[type-arg]
+def checked(run: Cli, folder: Path, *args: object) -> tuple[int, dict[str, Any]]:
     ran = run("data", "check", "folder", folder, *FOLDER, "--json", *args)
     return ran.code, json.loads(ran.out)
 

@@ -139,7 +139,7 @@ def test_a_folder_with_something_else_is_left_alone(run: Cli, tmp_path: Path) ->
 @pytest.mark.usefixtures("toy")
 def test_rows_of_other_data_are_refused(run: Cli, tmp_path: Path) -> None:
     from imachsr.study.driver import Study
-    from imachsr.study.schema import load_study
+    from imachsr.study.load import load_study
 
     plan = load_study(tmp_path / "toy.yaml")
     with Study(plan=plan, folder=tmp_path / "s") as held:

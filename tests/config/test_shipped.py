@@ -17,7 +17,7 @@ from imachsr.config.load import dump_yaml, load_run, load_yaml, make_run, parse_
 from imachsr.config.schema import Run
 from imachsr.data.camvid_original import COLOURS
 from imachsr.search.space import Search, draws, load_search
-from imachsr.study.schema import load_study, make_study, study_to_dict
+from imachsr.study.load import load_study, make_study, study_to_dict
 from imachsr.train.loop import train
 from tests.data.files import mask, write_image, write_mask
 

@@ -9,7 +9,7 @@ import typer.main
 from imachsr.cli import app
 from imachsr.config import load_run
 from imachsr.search.space import load_search
-from imachsr.study.schema import load_study
+from imachsr.study.load import load_study
 
 
 def parse(line: str) -> tuple[str, dict[str, Any]]:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from imachsr.study.load import make_study
 from imachsr.study.plan import key_of
 from imachsr.study.rows import Known, Row
-from imachsr.study.schema import StudyPlan, make_study
+from imachsr.study.schema import StudyPlan
 
 RAW: dict[str, Any] = {
     "name": "toy",

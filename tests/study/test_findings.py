@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from imachsr.study.document import document, table, words
-from imachsr.study.findings import false_rate, find
+from imachsr.study.findings import find
+from imachsr.study.pairings import false_rate
 from imachsr.study.plots import plot
 from imachsr.study.rows import Known
 from imachsr.tracking.events import finite

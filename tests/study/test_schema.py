@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from imachsr.config.schema import ConfigError
-from imachsr.study.schema import is_higher_better, load_study, make_study, study_to_dict
+from imachsr.study.load import load_study, make_study, study_to_dict
+from imachsr.study.schema import is_higher_better
 from tests.study.rows import RAW, study
 
 TIME = {"name": "timed", "equal": "time", "like": "small"}
