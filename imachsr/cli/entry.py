@@ -19,7 +19,8 @@ from imachsr.cli.report import export, report
 from imachsr.cli.search import search
 from imachsr.cli.space import space
 from imachsr.cli.study import study
-from imachsr.cli.train import evaluate, export_model, train
+from imachsr.cli.train import train
+from imachsr.cli.trained import evaluate, export_model
 from imachsr.cli.wandb import app as wandb
 from imachsr.cli.watch import compare, watch
 from imachsr.console import people, plain

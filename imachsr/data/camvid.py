@@ -7,15 +7,15 @@ from typing import Literal
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.camvid_original import CLASSES, COLOURS, LABELED, STILLS, original_pairs, read_list
 from imachsr.data.coding import Coding
-from imachsr.data.images import Source
+from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, pair_folders
-from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.samples import OnError, Split, check_split
 
 VOID = 11
 
 
 @dataclass(frozen=True, kw_only=True)
-class CamVid:
+class CamVid(FromFiles):
     """Street video of Brostow et al. 2009, in the 11-class layout of SegNet, or as the authors give it.
 
     SegNet's: ``train/`` with ``trainannot/`` (likewise val, test), or ``train.txt`` with
@@ -38,10 +38,6 @@ class CamVid:
     cache: str | None = None
     on_error: OnError = "raise"
 
-    def __post_init__(self) -> None:
-        check_size(self.size)
-        check_on_error(self.on_error)
-
     @property
     def num_classes(self) -> int:
         return len(CLASSES)
@@ -49,18 +45,6 @@ class CamVid:
     @property
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
-
-    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
-        """Decode (once) and map a split.
-
-        Args:
-            split: Which.
-            progress: Called with the files that are decoded, and the number of all.
-
-        Raises:
-            ValueError: If the folder, a list, a partner or a file is missing or broken; names it.
-        """
-        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens no image."""

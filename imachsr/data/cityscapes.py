@@ -6,9 +6,9 @@ from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
-from imachsr.data.images import Source
+from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, find_folder, holdings, list_images, pair_up
-from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.samples import OnError, Split, check_split
 
 IMAGES, LABELS = "leftImg8bit", "gtFine"
 TRAIN_IDS = {
@@ -46,7 +46,7 @@ LABEL_TRAIN_IDS = Coding(num_classes=len(CLASSES), replace=((-1, IGNORE_INDEX),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cityscapes:
+class Cityscapes(FromFiles):
     """Street scenes of Cordts et al. 2016 with fine annotations.
 
     ``leftImg8bit/SPLIT/CITY/CITY_000000_000019_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/CITY_000000_000019_gtFine_labelTrainIds.png``; where
@@ -67,10 +67,6 @@ class Cityscapes:
     cache: str | None = None
     on_error: OnError = "raise"
 
-    def __post_init__(self) -> None:
-        check_size(self.size)
-        check_on_error(self.on_error)
-
     @property
     def num_classes(self) -> int:
         return len(CLASSES)
@@ -78,18 +74,6 @@ class Cityscapes:
     @property
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
-
-    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
-        """Decode (once) and map a split; samples are named CITY_000000_000019.
-
-        Args:
-            split: Which.
-            progress: Called with the files that are decoded, and the number of all.
-
-        Raises:
-            ValueError: If a folder, a partner or a file is missing or broken; names it.
-        """
-        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""

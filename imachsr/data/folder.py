@@ -6,13 +6,13 @@ from typing import Literal
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
-from imachsr.data.images import Source
+from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, pair_folders
-from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.samples import OnError, Split, check_split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class Folder(FromFiles):
     """``SPLIT/images`` with ``SPLIT/masks``, ``images/SPLIT`` with ``masks/SPLIT``, or a flat ``images`` with ``masks``.
 
     Of the flat layout the last 20 % in name order are ``val``, the 80 % before them ``train``; there is no ``test``.
@@ -37,8 +37,7 @@ class Folder:
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
-        check_size(self.size)
-        check_on_error(self.on_error)
+        super().__post_init__()
         if not 2 <= len(self.class_names) <= IGNORE_INDEX:
             raise ValueError(f"`class_names` must hold 2 to {IGNORE_INDEX} names, but got {len(self.class_names)}")
         if len(set(self.class_names)) != len(self.class_names):
@@ -49,18 +48,6 @@ class Folder:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
-
-    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
-        """Decode (once) and map a split.
-
-        Args:
-            split: Which.
-            progress: Called with the files that are decoded, and the number of all.
-
-        Raises:
-            ValueError: If a folder or file is missing or broken; names it.
-        """
-        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL import Image
 from imachsr.data.cache import Entry, cache_folder
 from imachsr.data.coding import Coding
 from imachsr.data.pairing import Pair
-from imachsr.data.samples import OnError, Progress, Samples, untold
+from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, untold
 
 MOST_SKIPPED = 0.1
 """Largest share of a split that may be skipped; more is no matter of single files."""
@@ -41,6 +42,40 @@ class Source:
         return load_pairs(
             self.pairs, size=size, num_classes=coding.num_classes, coding=coding, names=names, cache=cache, on_error=on_error, progress=progress
         )
+
+
+class FromFiles(ABC):
+    """What data sets that are read from files share; each is a frozen dataclass with these fields, and says which files a split has.
+
+    Attributes:
+        size: (height, width) in pixels, each >= 32.
+        cache: Folder of decoded arrays; the user's cache folder without it.
+        on_error: raise, or skip: leave out samples whose files are missing or broken, with a warning, up to a tenth of a split.
+    """
+
+    size: tuple[int, int]
+    cache: str | None
+    on_error: OnError
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        check_on_error(self.on_error)
+
+    @abstractmethod
+    def source(self, split: Split) -> Source:
+        """The files of a split; raises as :meth:`load`, but opens none."""
+
+    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
+        """Decode (once) and map a split.
+
+        Args:
+            split: Which.
+            progress: Called with the files that are decoded, and the number of all.
+
+        Raises:
+            ValueError: If there is no such split, or a folder, a list, a partner or a file is missing or broken; names it.
+        """
+        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
 
 def load_pairs(

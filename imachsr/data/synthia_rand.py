@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imachsr.data.images import Source
+from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import find_folder, pair_folders
-from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.samples import OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 IMAGES, LABELS = "RGB", "GT/LABELS"
@@ -38,7 +38,7 @@ IDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthiaRand:
+class SynthiaRand(FromFiles):
     """The 9400 drawn street scenes of Ros et al. 2016 with ids as in SYNTHIA-RAND-CITYSCAPES, 760 x 1280 pixels.
 
     ``RGB/0000000.png`` with ``GT/LABELS/0000000.png``, 16-bit files whose first channel holds the class id (the second: the instance); in the
@@ -66,8 +66,7 @@ class SynthiaRand:
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
-        check_size(self.size)
-        check_on_error(self.on_error)
+        super().__post_init__()
         check_classes(self.classes)
         if not (0 < self.val_fraction < 1 and 0 <= self.test_fraction < 1 and self.val_fraction + self.test_fraction < 1):
             raise ValueError(
@@ -82,18 +81,6 @@ class SynthiaRand:
     @property
     def class_names(self) -> tuple[str, ...]:
         return names_of(IDS, self.classes)
-
-    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
-        """Decode (once) and map a split.
-
-        Args:
-            split: Which.
-            progress: Called with the files that are decoded, and the number of all.
-
-        Raises:
-            ValueError: If there is no such split, or a folder, a partner or a file is missing or broken; names it.
-        """
-        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from imachsr.data.cityscapes import CLASSES as CITYSCAPES
-from imachsr.data.images import Source
+from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, find_folder, pair_folders
-from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, check_split, untold
+from imachsr.data.samples import OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 SEQUENCES = tuple(f"SEQ{number}" for number in range(1, 7))
@@ -17,7 +17,7 @@ IDS = {name: number for number, name in enumerate((*CITYSCAPES, "road lines", "o
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthiaSF:
+class SynthiaSF(FromFiles):
     """The drawn street videos of Hernandez-Juarez et al. 2017, 2224 frames of 1080 x 1920 pixels.
 
     ``SEQ1`` to ``SEQ6``, each with ``RGBLeft/0000000.png`` and ``GTLeft/0000000.png``, whose red channel holds the class id; in the folder itself
@@ -44,8 +44,7 @@ class SynthiaSF:
     on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
-        check_size(self.size)
-        check_on_error(self.on_error)
+        super().__post_init__()
         check_classes(self.classes)
         chosen = (*self.val_sequences, *self.test_sequences)
         if unknown := [name for name in chosen if name not in SEQUENCES]:
@@ -62,18 +61,6 @@ class SynthiaSF:
     @property
     def class_names(self) -> tuple[str, ...]:
         return names_of(IDS, self.classes)
-
-    def load(self, split: Split, *, progress: Progress = untold) -> Samples:
-        """Decode (once) and map a split; samples are named SEQ1_0000000.
-
-        Args:
-            split: Which.
-            progress: Called with the files that are decoded, and the number of all.
-
-        Raises:
-            ValueError: If there is no such split, or a folder, a partner or a file is missing or broken; names it.
-        """
-        return self.source(split).load(size=self.size, cache=self.cache, on_error=self.on_error, progress=progress)
 
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""
