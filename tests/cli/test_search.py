@@ -41,6 +41,7 @@ budget: {trials: 2, concurrency: 1}
 """
 
 
+@pytest.mark.slow
 def test_a_search_in_which_every_trial_failed_has_failed_and_says_where_to_look(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "from torch import nn\n"

@@ -28,7 +28,7 @@ STUDIES = [path for path in FILES if "seeds" in (keys := load_yaml(path)) and "c
 SPACES = [path for path in FILES if path not in STUDIES]
 FULL_SIZE = [ROOT / "launch" / f"{name}.yaml" for name in ("cityscapes", "camvid_full")]  # trained below on files of their own kinds
 SCRATCH = "model.encoder_weights=null"  # a download is no part of a test
-FEW = {"cityscapes": 8}  # the deeper network takes its time to build
+FEW = {"cityscapes": 5}  # the deeper network takes its time to build
 SMALL = [SCRATCH, "data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
 
 
@@ -120,7 +120,7 @@ def test_drawn_configurations_build(search: Search) -> None:
         assert search.budget.trials == len(search.fixed()), "nothing to draw, so the arms are all"
         return
     seen = set()
-    for number, values in enumerate(islice((values for values, excess in draws(search, 1) if not excess), FEW.get(search.name, 20))):
+    for number, values in enumerate(islice((values for values, excess in draws(search, 1) if not excess), FEW.get(search.name, 12))):
         seen.update(values)
         for key, parameter in search.space.items():
             assert (key in values) == parameter.holds(values), key

@@ -57,6 +57,7 @@ def test_a_function_of_the_users_own_is_searched_stopped_and_continued(tmp_path:
         imachsr.search(SPACE, moody, trials=12, resume=True, **options)
 
 
+@pytest.mark.slow
 def test_what_a_function_does_wrong_fails_its_trial_alone_and_is_told_by_name(tmp_path: Path) -> None:
     space = {"place": {"int": [0, 5]}}
     found = imachsr.search(space, moody, trials=6, output=tmp_path / "out", sampler={"kind": "grid"}, scheduler={"kind": "none"})

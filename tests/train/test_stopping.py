@@ -44,6 +44,7 @@ def steps_on_disk(folder: Path) -> int:
     return max((int(path.stem) for path in (folder / "checkpoints").glob("*.json")), default=0)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_within_a_step_and_the_printed_command_goes_on_bitwise(tmp_path: Path, root: Path) -> None:
     run = toy_run(**SLOW, recovery__checkpoint_steps=2)
     (tmp_path / "run.yaml").write_text(dump_yaml(run_to_dict(run)))
