@@ -151,16 +151,17 @@ def _say(line: str) -> None:
 
 def _announce(held: "Study") -> None:
     """What is said before anything runs."""
-    from imachsr.search.paired import most_comparisons, pairs_needed
+    from imachsr.search.paired import ALPHA, pairs_needed
+    from imachsr.study.findings import families_of
 
     plan, missing = held.plan, len(held.missing())
     arms = ", ".join(arm.name for arm in plan.arms[1:])
     _say(f"study {plan.name}: {arms} against {plan.control}, {len(plan.cells)} cells; {missing} runs to go; results in {held.folder}")
-    seeds = max(len(plan.seeds_of(cell)) for cell in plan.cells)
-    count = sum(len(plan.arms_of(cell)) - 1 + sum(set(pair) <= set(plan.arms_of(cell)) for pair in plan.contrasts) for cell in plan.cells)
-    count -= plan.primary is not None
-    if count > most_comparisons(seeds):
-        _say(f"note: with {seeds} seeds none of {count} comparisons could win after Holm, whatever its gain; {pairs_needed(count)} seeds would do")
+    for family in families_of(plan):
+        what = f"the {family['comparisons']} comparisons of {family['name']}"
+        if family["smallest"] >= ALPHA:
+            need = pairs_needed(family["comparisons"])
+            _say(f"note: with so few seeds none of {what} could win after Holm, whatever its gain; {need} seeds would do")
 
 
 def _decode(held: "Study") -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from imachsr.search.paired import ALPHA
 from imachsr.search.verdict import between, number
 from imachsr.study.findings import Comparison, Findings
 
@@ -144,15 +145,17 @@ def _chart(chart: Mapping[str, Any]) -> str:
 
 def notes(findings: Findings) -> list[str]:
     """What the numbers mean, and what they do not."""
-    family = [each for each in findings.comparisons if not each.is_primary]
     lines = [
         f"{findings.metric} of the last epoch. A difference is between two runs with the same seed: the same first weights, the same order of data.",
         "p is of the exact sign-flip test, two-sided; p Wilcoxon of the exact signed-rank test. Intervals are of one comparison each, not adjusted.",
-        f"Holm's family are the {len(family)} comparisons that were not declared beforehand; one that failed or is not complete counts with p = 1."
-        + (f" The smallest adjusted p that it allows is {findings.smallest:.2g}." if findings.smallest is not None else ""),
     ]
-    if findings.smallest is not None and findings.smallest >= 0.05:
-        lines.append("With so few seeds no comparison of the family could win, however large its gain.")
+    for family in findings.families:
+        name = f" {family['name']}" * (len(findings.families) > 1)
+        lines.append(
+            f"Holm's family{name} are {family['comparisons']} comparisons that were not declared beforehand; one that failed or is not complete "
+            f"counts with p = 1. The smallest adjusted p that it allows is {family['smallest']:.2g}"
+            + (": with so few seeds none of them could win, however large its gain." if family["smallest"] >= ALPHA else ".")
+        )
     if len(findings.machines) > 1:
         lines.append(f"Runs were made on {', '.join(findings.machines)}: the same seed gives the same numbers only on one kind of machine.")
     return lines

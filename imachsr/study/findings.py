@@ -1,4 +1,4 @@
-"""What a study's rows say: paired differences, their tests, Holm over all but the declared comparison, and the false wins of the test itself."""
+"""What a study's rows say: paired differences, their tests, Holm over families of comparisons, and the false wins of the test itself."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ class Comparison:
         cell: Name.
         arm: Name.
         other: Name of what it is compared with.
-        is_primary: Whether it was declared beforehand, and so stands outside of Holm's family.
+        is_primary: Whether it was declared beforehand, and so stands outside of Holm's families.
+        family: That of its cell.
         pairs: Seeds that both have.
         missing: Seeds whose runs have not ended.
         failed: Seeds with which a run of either failed.
@@ -46,6 +47,7 @@ class Comparison:
     arm: str
     other: str
     is_primary: bool
+    family: str
     pairs: int
     missing: tuple[int, ...]
     failed: tuple[int, ...]
@@ -75,7 +77,7 @@ class Findings:
         effects: Of settings that were varied.
         charts: Gains over a setting.
         against_itself: False wins of the test; None without it.
-        smallest: Smallest adjusted p that the family allows.
+        families: Holm's: name, number of comparisons, and the smallest adjusted p that their seeds allow.
         failures: Runs that failed: cell, arm, seed, error.
         done: Runs that have ended.
         total: Of all.
@@ -90,7 +92,7 @@ class Findings:
     effects: tuple[dict[str, Any], ...]
     charts: tuple[dict[str, Any], ...]
     against_itself: dict[str, Any] | None
-    smallest: float | None
+    families: tuple[dict[str, Any], ...]
     failures: tuple[dict[str, Any], ...]
     done: int
     total: int
@@ -112,8 +114,6 @@ def find(study: StudyPlan, known: Known) -> Findings:
     rows = [known.get(each.key, each.seed) for each in every if each.key]
     ended = [row for row in rows if row is not None]
     comparisons = _adjusted([_compared(study, known, *pair) for pair in _pairs(study)], is_higher_better=study.is_higher_better)
-    family = [each for each in comparisons if not each.is_primary]
-    pairs = max((len(each.differences) + len(each.missing) for each in family), default=0)
     return Findings(
         name=study.name,
         metric=study.metric,
@@ -123,12 +123,21 @@ def find(study: StudyPlan, known: Known) -> Findings:
         effects=tuple(_effects(study, known)),
         charts=tuple(_chart(study, chart, comparisons) for chart in study.charts),
         against_itself=_against_itself(study, known),
-        smallest=min(1.0, len(family) * smallest_p(pairs)) if pairs else None,
+        families=tuple(families_of(study)),
         failures=tuple({"cell": row.cell, "arm": row.arm, "seed": row.seed, "error": row.error} for row in ended if not row.is_finished),
         done=len(ended),
         total=len(every),
         machines=tuple(sorted({row.facts["machine"] for row in ended if row.facts.get("machine")})),
     )
+
+
+def families_of(study: StudyPlan) -> list[dict[str, Any]]:
+    """Holm's families: name, number of comparisons, and the smallest adjusted p that the seeds of their cells allow."""
+    seeds: dict[str, list[int]] = {}
+    for cell, _, _, is_primary in _pairs(study):
+        if not is_primary:
+            seeds.setdefault(cell.family, []).append(len(study.seeds_of(cell)))
+    return [{"name": name, "comparisons": len(each), "smallest": min(1.0, len(each) * smallest_p(max(each)))} for name, each in seeds.items()]
 
 
 def _pairs(study: StudyPlan) -> list[tuple[Cell, str, str, bool]]:
@@ -173,6 +182,7 @@ def _compared(study: StudyPlan, known: Known, cell: Cell, arm: str, other: str, 
         arm=arm,
         other=other,
         is_primary=is_primary,
+        family=cell.family,
         pairs=len(values),
         missing=missing,
         failed=failed,
@@ -221,10 +231,14 @@ def _interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _adjusted(comparisons: Sequence[Comparison], *, is_higher_better: bool) -> list[Comparison]:
-    """With Holm over all that are not primary: a comparison that failed, or is not complete, is in the family with p = 1."""
-    family = [index for index, each in enumerate(comparisons) if not each.is_primary]
-    ps = [each.p for each in comparisons]
-    adjusted = dict(zip(family, holm([1.0 if (p := ps[index]) is None else p for index in family]), strict=True))
+    """With Holm over each family of those that are not primary: a comparison that failed, or is not complete, is in its family with p = 1."""
+    families: dict[str, list[int]] = {}
+    for index, each in enumerate(comparisons):
+        if not each.is_primary:
+            families.setdefault(each.family, []).append(index)
+    adjusted: dict[int, float] = {}
+    for family in families.values():
+        adjusted |= dict(zip(family, holm([1.0 if (p := comparisons[index].p) is None else p for index in family]), strict=True))
     found = []
     for index, each in enumerate(comparisons):
         p = None if each.p is None else adjusted.get(index, each.p)

@@ -26,6 +26,7 @@ class Cell(Settings):
         equal: What is equal between the arms: epochs; or time, where each arm has the epochs that fit into the time of the control's, by the median
             times of a step that were measured in the cell ``like``.
         like: With ``equal: time``, the cell that this one is otherwise the same as.
+        family: Name of the question that this cell helps to answer: Holm's adjustment is over the comparisons of each family by itself.
     """
 
     name: str = Field(min_length=1)
@@ -35,6 +36,7 @@ class Cell(Settings):
     seeds: Seeds | None = None
     equal: Literal["epochs", "time"] = "epochs"
     like: str | None = None
+    family: str = Field("all", min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> "Cell":
@@ -46,7 +48,7 @@ class Cell(Settings):
 
 
 class Primary(Settings):
-    """The one comparison that was declared before anything ran: an arm against the control. It stands outside of Holm's family.
+    """The one comparison that was declared before anything ran: an arm against the control. It stands outside of Holm's families.
 
     Attributes:
         cell: Name of a cell.

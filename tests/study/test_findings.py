@@ -62,8 +62,20 @@ def test_comparisons_are_paired_tested_and_adjusted() -> None:
     assert primary.is_primary
     assert primary.p_holm == primary.p == pytest.approx(2 / 2**8)
     assert primary.verdict == "better"
-    assert found.smallest == pytest.approx(3 * 2 / 2**8)
+    assert found.families == ({"name": "all", "comparisons": 3, "smallest": pytest.approx(3 * 2 / 2**8)},)
     assert (found.done, found.total) == (40, 40)
+
+
+def test_each_family_is_adjusted_by_itself() -> None:
+    cells = [{"name": "small"}, {"name": "large", "set": {"optimizer.lr": 3e-3}, "arms": ["output_only", "full"], "family": "size"}]
+    plan = study(cells=cells)
+    found = find(plan, filled(plan, value))
+    assert [(each["name"], each["comparisons"], each["smallest"]) for each in found.families] == [("all", 2, 2 * 2 / 2**8), ("size", 1, 2 / 2**8)]
+    alone = next(each for each in found.comparisons if each.cell == "large")
+    assert alone.p_holm == alone.p
+    others = sorted((each.p, each.p_holm) for each in found.comparisons if each.cell == "small" and not each.is_primary)
+    assert others[0][1] == pytest.approx(min(1.0, 2 * (others[0][0] or 1)))
+    assert "Holm's family size are 1 comparisons" in document(found)
 
 
 def test_less_of_an_error_is_better() -> None:
