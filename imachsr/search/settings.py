@@ -34,7 +34,7 @@ class Setting:
 
     Attributes:
         of: run, search or study; in the YAML of the latter two, or over it, a run's keys begin with ``run.``.
-        key: Dotted.
+        key: Dotted; N stands for an item's place in a list, NAME for its name.
         only_with: Kinds under which it exists, () for all.
         values: What it takes, in words.
         default: As in YAML, or "must be given".
@@ -75,7 +75,8 @@ def settings(prefix: str = "", *, beside: Mapping[str, type[BaseModel]] = types.
 def _walk(model: type[BaseModel], of: Any, above: str) -> Iterator[Setting]:
     meanings = _meanings(model)
     for name, field in model.model_fields.items():
-        key, shown = f"{above}{name}", field.alias or name
+        shown = field.alias or name
+        key = f"{above}{shown}"
         default = MISSING if field.is_required() else field.default
         meaning = meanings.get(name) or _MEANINGS.get(shown, "")
         yield from _field(of, key, (), field.annotation, field.metadata, default, meaning)
@@ -97,6 +98,17 @@ def _field(of: Any, key: str, only_with: tuple[str, ...], annotation: Any, metad
         yield from _dataclass(of, key, tuple(members))
         return
     yield Setting(of=of, key=key, only_with=only_with, values=_values(annotation, metadata), default=_text(default), meaning=meaning)
+    for between, model in _inner(annotation):
+        yield from _walk(model, of, f"{key}.{between}")
+
+
+def _inner(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Schemas that a value holds, as it is, as items of a list (N. before their keys) or of a mapping (NAME.)."""
+    for part in _flat(annotation):
+        origin, between = get_origin(part), {tuple: "N.", dict: "NAME."}.get(get_origin(part), "")
+        for each in get_args(part) if origin in (tuple, dict) else (part,):
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                yield between, each
 
 
 def _dataclass(of: Any, key: str, members: tuple[Any, ...]) -> Iterator[Setting]:

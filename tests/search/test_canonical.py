@@ -19,10 +19,12 @@ from imachsr.search.settings import Setting, settings
 # What results do not depend on, by the documentation of each.
 NO_RESULT = {"name", "seed", "compute.threads", "compute.loader_workers", "data.cache"}
 NO_RESULT |= {f"recovery.{name}" for name in ("checkpoint_steps", "checkpoint_minutes", "keep", "hang_minutes", "max_restarts", "wait_minutes")}
+PROGRESSIVE: dict[str, Any] = {"of": "data", "until": [2], "shares": [0.5]}
 # Settings that live beside another value than the default one.
 BESIDE: dict[str, dict[str, Any]] = {
     "recovery.max_nonfinite": {"recovery.nonfinite": "skip"},
     "method.heterogeneity": {},
+    **{f"optimizer.progressive.{name}": {"optimizer.progressive": PROGRESSIVE} for name in PROGRESSIVE},
 }
 REQUIRED: dict[str, Any] = {
     "data.root": "somewhere",
@@ -35,12 +37,16 @@ REQUIRED: dict[str, Any] = {
     "method.standard.import": "torch:nn",
     "method.loss.import": "torch:nn",
     "output_loss.import": "torch:nn",
+    **{f"optimizer.progressive.{name}": value for name, value in PROGRESSIVE.items()},
 }
 CHANGED: dict[str, Any] = {
     **REQUIRED,
     "data": {"kind": "camvid", "root": "somewhere"},
     "model": {"kind": "torchvision", "name": "fcn_resnet50"},
-    "optimizer.progressive": {"of": "data", "until": [2], "shares": [0.5]},
+    "optimizer.progressive": PROGRESSIVE,
+    "optimizer.progressive.of": "resolution",
+    "optimizer.progressive.until": [3],
+    "optimizer.progressive.shares": [0.25],
     "compute.loader_workers": 2,
     "data.root": "elsewhere",
     "data.class_names": ["road", "trees"],

@@ -7,6 +7,7 @@ from imachsr.config.schema import ConfigError, Run
 from imachsr.core.entropy import Regularizer
 from imachsr.search.settings import Setting, settings
 from imachsr.search.space import Search, make_search, search_to_dict
+from imachsr.study.schema import StudyPlan
 
 
 def leaves(tree: Any, above: str = "") -> dict[str, Any]:
@@ -57,8 +58,10 @@ def test_what_is_listed_can_be_set() -> None:
         part = each.key.rpartition(".")[0]
         if each.default not in ("must be given", '""') and (kind in (None, "scenes", "smp", "prototype", "cross_entropy", "resolution")):
             make_run({}, {**({f"{part}.kind": kind} if kind else {}), each.key: parse_yaml(each.default)})
-    for each in of("search").values():
-        if each.key not in ("arms", "run", "space"):
+    listed = of("search")
+    for each in listed.values():
+        # What lies in something that is null or a list by default stands there only together with the rest of it.
+        if each.key not in ("arms", "run", "space") and not any(each.key.startswith(f"{key}.") for key in listed):
             tree: Any = parse_yaml(each.default)
             for name in reversed(each.key.split(".")):
                 tree = {name: tree}
@@ -67,7 +70,7 @@ def test_what_is_listed_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "count"),
-    [("optimizer", 9), ("run.optimizer", 9), ("optimizer.lr", 1), ("budget", 12), ("method.loss", 13), ("run.budget", None), ("optim", None)],
+    [("optimizer", 12), ("run.optimizer", 12), ("optimizer.lr", 1), ("budget", 15), ("method.loss", 13), ("run.budget", None), ("optim", None)],
 )
 def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
     if count is None:
@@ -81,3 +84,12 @@ def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> Non
 def test_a_slip_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="nearest: 'optimizer'"):
         settings("optimiser")
+
+
+def test_what_lies_in_lists_and_mappings_is_listed_too() -> None:
+    found = {each.key: each for each in settings(beside={"study": StudyPlan})}
+    assert found["cells.N.equal"].values == "epochs, time"
+    assert found["space.NAME.choice"].of == "search"
+    assert found["primary.arm"].default == "must be given"
+    assert {"cells.N.set", "arms.N.set"} <= set(found)  # as in YAML, not as in Python
+    assert [each.key for each in settings("charts", beside={"study": StudyPlan})] == ["charts", "charts.N.over", "charts.N.cells"]
