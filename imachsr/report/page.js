@@ -221,11 +221,15 @@
   }
 
   const body = document.querySelector("#trials tbody");
+  // The table is one stop for the Tab key, at the row that had the focus or the first one; arrows go from row to row.
+  const stop = (at) => { for (const row of body.rows) row.tabIndex = row === at ? 0 : -1; };
+  const first = () => [...body.rows].find((row) => !row.hidden);
   function filter() {
     const all = [...body.rows];
     all.forEach((row) => { row.hidden = kept !== null && !kept.has(Number(row.dataset.n)); });
     document.getElementById("count").textContent = kept === null ? `${all.length} trials` : `${all.filter((row) => !row.hidden).length} of ${all.length} trials, by the ranges chosen above`;
     document.querySelectorAll("svg .mark, svg .dot").forEach((each) => each.classList.toggle("off", kept !== null && !kept.has(Number(each.dataset.n))));
+    stop(first());
   }
   document.querySelectorAll("#trials th button").forEach((button) => button.addEventListener("click", () => {
     const head = button.parentElement, column = head.cellIndex, isUp = head.getAttribute("aria-sort") === "descending";
@@ -238,12 +242,17 @@
       return (isUp ? 1 : -1) * (isNumber ? parseFloat(one) - parseFloat(other) : one.localeCompare(other));
     });
     body.append(...sorted);
+    stop(first());
   }));
   const rowOf = (event) => event.target.closest("tr[data-n]");
   body.addEventListener("pointermove", (event) => hover(Number(rowOf(event).dataset.n), event.clientX, event.clientY));
   body.addEventListener("pointerleave", () => hover(null));
   body.addEventListener("click", (event) => open(Number(rowOf(event).dataset.n)));
+  const step = (row, towards) => { let next = row; do next = next[towards]; while (next && next.hidden); if (next) next.focus(); };
+  body.addEventListener("focusin", (event) => stop(rowOf(event)));
   body.addEventListener("keydown", (event) => {
+    const towards = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (towards) { event.preventDefault(); step(rowOf(event), towards); return; }
     if (event.key !== "Enter") return;
     event.preventDefault(); // the same key would press the dialog's button, which takes the focus
     open(Number(rowOf(event).dataset.n));

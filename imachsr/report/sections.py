@@ -12,7 +12,7 @@ Lines = Sequence[Mapping[str, Any]]
 _DIGITS = 6
 _DIAGRAM = 300
 _LINES = (
-    "<p class='key'><span><i style='color:var(--base)'></i>baseline</span><span><i style='color:var(--best)'></i>best</span>"
+    "<p class='key'><span><i class='dashed' style='color:var(--base)'></i>baseline</span><span><i style='color:var(--best)'></i>best</span>"
     "<span><i style='color:var(--other)'></i>others</span>"
 )
 KEY = f"{_LINES}<span><i style='color:var(--other);border-top-style:dashed'></i>stopped early</span></p>"
@@ -36,14 +36,16 @@ def table(summary: Summary, lines: Sequence[Row]) -> str:
     columns = numbers | {"difference": True, "epochs": True, "state": False, "settings": False, "taps": False}
     head = "".join(f"<th{' class=n' * is_n}><button>{html.escape(name)}</button></th>" for name, is_n in columns.items())
     found = []
-    for row in lines:
+    for place, row in enumerate(lines):
         kind = " ".join((row.state, *["base"] * (row.number == summary["baseline"]), *["best"] * (row.number == summary["best"])))
         cells = f"<td class=n>{row.number}<td>{html.escape(row.arm)}" + (f"<td class=n>{row.seed}" if seeded else "")
         cells += f"<td class=n>{_number(row.value, '.2f')}" + "".join(f"<td class=n>{_number(each, '.4g')}" for each in row.others)
         cells += f"<td class=n>{_number(row.difference, '+.2f')}<td class=n>{row.epochs}<td>{row.state_words}"
+        stop = 0 if place == 0 else -1  # for the Tab key: arrows do the rest
         taps = "<br>".join(f"<code>{html.escape(tap)}</code>" for tap in row.taps)
         found.append(
-            f"<tr data-n='{row.number}' tabindex='0' class='{kind}'>{cells}<td class='long'>{html.escape(row.error or row.settings)}<td>{taps}</tr>"
+            f"<tr data-n='{row.number}' tabindex='{stop}' class='{kind}'>{cells}"
+            f"<td class='long'>{html.escape(row.error or row.settings)}<td>{taps}</tr>"
         )
     return f"<div class='wide tall'><table><thead><tr>{head}</tr></thead><tbody>{''.join(found)}</tbody></table></div>"
 

@@ -151,6 +151,26 @@ def test_the_keyboard_filters_sorts_and_opens(tmp_path: Path, open_page: Any) ->
     assert not page.locator("#details").is_visible()
 
 
+def test_the_table_is_one_stop_for_the_tab_key_and_arrows_go_through_its_rows(tmp_path: Path, open_page: Any) -> None:
+    page = open_page(write_report(searched(tmp_path / "s")))
+    focused = "document.activeElement.closest('tr')?.dataset.n ?? null"
+    page.locator("#trials th button").last.focus()
+    shown = [row.get_attribute("data-n") for row in page.locator("#trials tbody tr").all()]
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == shown[0]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate(focused) == shown[2]
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) is None
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(focused) == shown[2]
+    page.locator("#trials th button", has_text="select/miou").click()
+    page.locator("#trials th button").last.focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == page.locator("#trials tbody tr").first.get_attribute("data-n")
+
+
 def test_a_point_of_a_curve_tells_its_configuration(tmp_path: Path, open_page: Any) -> None:
     page = open_page(write_report(searched(tmp_path / "s")))
     line = page.locator("[data-draw=curves] polyline.best")
