@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imachsr.report.table import STATES, arms, further, has_seeds, rows, short
+from imachsr.report.table import STATES, arms, further, has_seeds, rows, short, whole
 
 
 def _console(*, stderr: bool) -> Console:
@@ -131,7 +131,7 @@ class Progress:
             value = "" if trial["value"] is None else f"  {self._facts['metric']} {trial['value']:.2f}"
             error = f"  {trial['error']}" if trial["error"] else ""
             name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
-            state = f"{STATES[trial['state']]}, epoch {trial['epochs']}/{self._facts['max_epochs']}"
+            state = f"{STATES[trial['state']]}, epoch {trial['epochs']}/{whole(self._facts, trial)}"
             people.print(f"{name}: {state}{value}{error}", soft_wrap=True)
 
 
@@ -158,8 +158,9 @@ def overview(summary: dict[str, Any], *, height: int) -> Group:
     for trial in running[:most]:
         name = f"trial {trial['number']}" + (f" ({trial['arm']})" if trial["arm"] else "")
         value = "" if trial["value"] is None else f"{trial['value']:.2f}"
-        done = f"{trial['epochs']}/{summary['max_epochs']}"
-        bars.add_row(name, ProgressBar(total=summary["max_epochs"], completed=trial["epochs"], width=24), done, value, Text(short(trial["params"])))
+        total = whole(summary, trial)
+        done = f"{trial['epochs']}/{total}"
+        bars.add_row(name, ProgressBar(total=total, completed=trial["epochs"], width=24), done, value, Text(short(trial["params"])))
     if len(running) > most:
         bars.add_row(f"and {len(running) - most} more")
     ended = {**summary, "trials": [trial for trial in trials if trial["state"] != "RUNNING"]}

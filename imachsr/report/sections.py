@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imachsr.report import relations
-from imachsr.report.table import Row, arms, further, has_seeds
+from imachsr.report.table import Row, arms, further, has_seeds, whole
 
 Summary = Mapping[str, Any]
 Lines = Sequence[Mapping[str, Any]]
@@ -138,7 +138,7 @@ def cost(summary: Summary) -> str:
         (f"spent: {name.replace('_', ' ')}", f"{value:.4g}", "") for name, value in summary.get("spent", {}).items() if value and name != "hours"
     ]
     lines += _troubles(summary)
-    saved = sum(summary["max_epochs"] - trial["epochs"] for trial in summary["trials"] if trial["state"] == "PRUNED")
+    saved = sum(whole(summary, trial) - trial["epochs"] for trial in summary["trials"] if trial["state"] == "PRUNED")
     lines.append(("epochs not run, since trials were stopped", str(saved), ""))
     if summary.get("ended_early"):
         lines.append(("ended early", "", str(summary["ended_early"])))

@@ -166,6 +166,11 @@ def further(summary: Mapping[str, Any]) -> list[str]:
     return [each["name"] for each in summary.get("objectives", ())][1:]
 
 
+def whole(summary: Mapping[str, Any], trial: Mapping[str, Any]) -> int:
+    """Epochs of a whole trial, which may be a knob of the search; older summaries hold the base run's alone."""
+    return int(trial.get("max_epochs") or summary["max_epochs"])
+
+
 def rows(summary: Mapping[str, Any]) -> list[Row]:
     """The baseline, the other finished trials from the best down, then stopped, running and failed ones."""
     sign = -1 if summary["mode"] == "max" else 1
@@ -181,7 +186,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
             settings=short(trial["params"]),
             value=trial["value"],
             difference=trial["difference"],
-            epochs=f"{trial['epochs']}/{summary['max_epochs']}",
+            epochs=f"{trial['epochs']}/{whole(summary, trial)}",
             state=STATES[trial["state"]],
             taps=tuple(trial["taps"]),
             error=trial["error"] or ("" if trial.get("feasible", True) else trial["why"]),

@@ -67,6 +67,7 @@ class Summary:
             "origin": proposal.origin,
             "state": entry.state,
             "epochs": entry.epochs,
+            "max_epochs": entry.max_epochs,
             "value": value,
             "values": dict(zip(names, entry.values, strict=False)),
             "difference": value - base if is_whole and base is not None and value is not None else None,

@@ -52,6 +52,11 @@ def test_a_row_says_in_words_what_the_trial_was() -> None:
     assert found[2].settings == "loss dice, alpha 0.3, lr 0.001"
 
 
+def test_epochs_stand_beside_those_of_the_trial_where_they_are_a_knob() -> None:
+    summary = {"trials": [{**trial(1, epochs=6), "max_epochs": 12}, trial(2, epochs=3)], "mode": "max", "baseline": 0, "max_epochs": 4}
+    assert [row.epochs for row in rows(summary)] == ["6/12", "3/4"]
+
+
 @pytest.mark.parametrize(
     ("params", "text"),
     [
