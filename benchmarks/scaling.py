@@ -33,7 +33,6 @@ import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
 from imachsr.config.build import build_model, build_optimizer
 from imachsr.config.load import make_run
@@ -253,6 +252,8 @@ def allreduce(arguments: argparse.Namespace) -> None:
 
 def paper() -> None:
     """Step time of N GPUs: compute, plus what of the ring all-reduce the backward does not hide."""
+    from benchmarks.full_size import measured
+
     tera, use, in_node, between, hop, per_node, batch = 312e12, 0.35, 250e9, 25e9, 15e-6, 8, 4
     print(f"Assumed: GPUs of {tera / 1e12:.0f} TFLOP/s (bfloat16) used to {use:.0%}, {batch} images of 512x1024 each,")
     print(f"{in_node / 1e9:.0f} GB/s within a node of {per_node}, {between / 1e9:.0f} GB/s between nodes, {1e6 * hop:.0f} us a hop;")
@@ -261,10 +262,8 @@ def paper() -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for architecture, encoder in (("unet", "resnet18"), ("deeplabv3plus", "resnet18"), ("segformer", "mit_b0")):
         model = smp.create_model(architecture, encoder, encoder_weights=None, classes=19).train()
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model(torch.zeros(2, 3, 256, 256)).sum().backward()
-        flops = counter.get_total_flops() / 2 * (512 * 1024) / 256**2 * batch  # convolutions grow with the pixels
+        _, both, _ = measured(model, lambda model=model: model(torch.zeros(2, 3, 256, 256)).sum())
+        flops = both / 2 * (512 * 1024) / 256**2 * batch  # convolutions grow with the pixels
         size = 4 * sum(parameter.numel() for parameter in model.parameters())
         compute = flops / (tera * use)
         for gpus in (1, 8, 64, 512):
@@ -317,4 +316,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for its neighbour
     main()
