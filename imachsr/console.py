@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imachsr.report.table import STATES, arms, further, has_seeds, rows, short, whole
+from imachsr.report.table import OPEN, STATES, arms, further, has_seeds, rows, short, whole
 
 
 def _console(*, stderr: bool) -> Console:
@@ -175,7 +175,7 @@ def standing(summary: dict[str, Any]) -> list[str]:
     states = [trial["state"] for trial in trials]
     counts = [f"{states.count(state)} {name}" for state, name in STATES.items() if states.count(state)]
     of = f" of {summary['budget']}" if summary.get("budget") else ""
-    lines = [f"{sum(state != 'RUNNING' for state in states)}{of} trials ended: " + (", ".join(counts) or "none yet")]
+    lines = [f"{sum(state not in OPEN for state in states)}{of} trials ended: " + (", ".join(counts) or "none yet")]
     whole = [trial for trial in trials if trial["state"] == "COMPLETE" and trial["value"] is not None]
     baseline = next((trial for trial in whole if trial["number"] == summary.get("baseline")), None)
     if whole:

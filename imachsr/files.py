@@ -1,11 +1,15 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and folders that a process holds."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+LOCK = ".lock"
+"""In a result folder; the process that works on it holds a lock on this file."""
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -43,3 +47,15 @@ def sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """The same for text, in UTF-8."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works on a result folder: it holds its lock."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,6 +1,5 @@
 """The commands that look at searches from outside: watch, compare."""
 
-import fcntl
 import json
 import shlex
 import time
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from imachsr.cli.common import Json
 from imachsr.console import overview, people, plain, print_json, standing
+from imachsr.files import is_held
 
 EVERY_S = 1.0
 
@@ -27,9 +27,9 @@ def watch(
     shown = ""
     state = _state(folder)
     if as_json:
-        return print_json({**state, "is_running": _is_held(folder)})
+        return print_json({**state, "is_running": is_held(folder)})
     with Live(console=people, refresh_per_second=4, transient=True) if people.is_terminal and not once else _Silent() as live:
-        while not once and not state["finished"] and _is_held(folder):
+        while not once and not state["finished"] and is_held(folder):
             live.update(overview(state, height=people.height))
             if not people.is_terminal and (now := "; ".join(standing(state))) != shown:
                 shown = now
@@ -37,7 +37,7 @@ def watch(
             time.sleep(EVERY_S)
             state = _state(folder)
     plain.print(overview(state, height=1000))
-    if not state["finished"] and not _is_held(folder):
+    if not state["finished"] and not is_held(folder):
         people.print(f"nobody runs it now; to go on: imachsr search --resume {shlex.quote(str(folder))}", soft_wrap=True)
     return None
 
@@ -59,7 +59,7 @@ def _state(folder: Path) -> dict[str, Any]:
     """summary.json with what trials.jsonl knows beyond it; a search of which no trial has ended yet has only that."""
     from imachsr.config.load import load_yaml
     from imachsr.config.schema import ConfigError
-    from imachsr.report.table import load_summary
+    from imachsr.report.table import OPEN, load_summary, state_of_open
 
     try:
         summary = load_summary(folder)
@@ -77,7 +77,7 @@ def _state(folder: Path) -> dict[str, Any]:
         fresh = {
             "number": number,
             "arm": row.get("arm"),
-            "state": "RUNNING",
+            "state": state_of_open(folder),
             "epochs": 0,
             "value": None,
             "difference": None,
@@ -85,7 +85,7 @@ def _state(folder: Path) -> dict[str, Any]:
             "taps": [],
         }
         trial = known.setdefault(number, {**fresh, "error": None, "why": "", "seed": 0, "values": {}})
-        if trial["state"] == "RUNNING" and epoch > trial["epochs"]:
+        if trial["state"] in OPEN and epoch > trial["epochs"]:
             trial |= {"epochs": epoch, "value": row["objectives"][0]}
     return {**summary, "trials": [known[number] for number in sorted(known)]}
 
@@ -115,18 +115,6 @@ def _part(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _are_numbers(values: object) -> bool:
     return isinstance(values, list) and bool(values) and all(isinstance(each, (int, float)) for each in values)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a process runs the search: it holds the folder's lock."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def compare(

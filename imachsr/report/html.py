@@ -14,7 +14,7 @@ from imachsr.report import evidence, sections
 from imachsr.report.confirmed import differences, followed, followed_by_itself
 from imachsr.report.network import network
 from imachsr.report.relations import front, rungs
-from imachsr.report.table import STATES, has_seeds, load_summary, rows
+from imachsr.report.table import STATES, has_seeds, load_summary, rows, state_of_open
 from imachsr.report.verdict import commands, confirmation_of, is_confirmation, verdict
 
 _DIGITS = 6
@@ -41,7 +41,7 @@ def write_report(folder: Path) -> Path:
 def _page(folder: Path, summary: dict[str, Any], curves: Curves) -> str:
     confirmation = confirmation_of(folder)
     summary, prefers = (followed_by_itself if is_confirmation(folder) else followed)(summary, confirmation)
-    data = _data(summary, curves)
+    data = _data(summary, curves, state_of_open(folder))
     parts = [part for part in _parts(folder, summary, curves, data, differences(confirmation)) if part[2]]
     links = "".join(f"<a href='#{_id(title)}'>{title}</a>" for title, _, _ in parts)
     body = "".join(f"<section id='{_id(title)}'><h2>{title}</h2><p class='note'>{note}</p>{content}</section>" for title, note, content in parts)
@@ -153,15 +153,15 @@ def _rows(folder: Path) -> Curves:
     return found
 
 
-def _data(summary: dict[str, Any], curves: Curves) -> dict[str, Any]:
-    """What the page's script draws."""
+def _data(summary: dict[str, Any], curves: Curves, state: str) -> dict[str, Any]:
+    """What the page's script draws; trials that have begun since are in this state."""
     # summary.json is written when a trial ends: one that has started since is not in it yet.
     known = {trial["number"] for trial in summary["trials"]}
     begun: list[dict[str, Any]] = [
         {
             "number": number,
             "arm": lines[0].get("arm"),
-            "state": "RUNNING",
+            "state": state,
             "epochs": len(lines),
             "value": None,
             "params": {},

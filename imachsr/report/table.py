@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from imachsr.config.schema import ConfigError
+from imachsr.files import is_held
 
 SCHEMA = 1
-STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running"}
+STATES = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "failed", "RUNNING": "running", "BROKEN": "broken off"}
+OPEN = ("RUNNING", "BROKEN")
+"""Of these a trial has one until it has ended: somebody runs the search, or nobody does, so that it goes on when the search is continued."""
 _KEYS = ("name", "metric", "mode", "max_epochs", "baseline", "best", "finished", "wall_s", "versions")
 _TRIAL_KEYS = ("number", "arm", "state", "epochs", "value", "difference", "params", "taps", "error")
 
@@ -26,7 +29,7 @@ class Row:
         value: Metric of the last epoch, or None.
         difference: Against the baseline; only of finished trials, because a stopped one has had fewer epochs.
         epochs: As in "4/12".
-        state: finished, stopped, failed or running.
+        state: finished, stopped, failed, running or broken off.
         taps: Supervised layers.
         error: Why it failed or was not begun, or "".
         seed: Of the run.
@@ -135,7 +138,13 @@ def load_summary(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} must be the folder of a search, but holds a single training; see {folder / 'metrics.jsonl'}")
     if problem := _incomplete(summary):
         raise ConfigError(f"{path} must tell of a search, but {problem}; it was written by something else, or another version of imachsr")
-    return summary
+    state = state_of_open(folder)
+    return {**summary, "trials": [{**trial, "state": state} if trial["state"] in OPEN else trial for trial in summary["trials"]]}
+
+
+def state_of_open(folder: Path) -> str:
+    """Of trials that have not ended: RUNNING where a process runs the search, else BROKEN."""
+    return "RUNNING" if is_held(folder) else "BROKEN"
 
 
 def _incomplete(summary: Mapping[str, Any]) -> str:
@@ -172,9 +181,9 @@ def whole(summary: Mapping[str, Any], trial: Mapping[str, Any]) -> int:
 
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The baseline, the other finished trials from the best down, then stopped, running and failed ones."""
+    """The baseline, the other finished trials from the best down, then stopped ones, those that have not ended, and failed ones."""
     sign = -1 if summary["mode"] == "max" else 1
-    order = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
+    order = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "BROKEN": 2, "FAIL": 3}
     trials = sorted(
         summary["trials"],
         key=lambda t: (t["number"] != summary["baseline"], order[t["state"]], -t["epochs"], sign * t["value"] if t["value"] is not None else 0.0),

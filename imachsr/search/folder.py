@@ -6,6 +6,7 @@ from typing import IO
 
 from imachsr.config.load import load_yaml
 from imachsr.config.schema import ConfigError
+from imachsr.files import LOCK
 from imachsr.search.database import FILE, URL_FILE
 from imachsr.search.space import Search, make_search, search_to_dict
 
@@ -20,7 +21,7 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         ConfigError: If another process holds it.
     """
-    file = (folder / ".lock").open("w")
+    file = (folder / LOCK).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

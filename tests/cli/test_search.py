@@ -15,6 +15,7 @@ from imachsr.cli.failures import failed_trials, failure_of
 from imachsr.cli.search import _resumed
 from imachsr.config import load_run
 from imachsr.config.load import dump_yaml
+from imachsr.search.folder import lock
 from imachsr.search.space import load_search, search_to_dict
 from imachsr.search.space.rules import Confirm
 from tests.cli.command import QUICK, SEARCH, Cli, Ran, one_error, process
@@ -193,9 +194,11 @@ def test_what_is_exported_trains_as_written(searched: tuple[Path, Ran, Ran], run
 
 def test_a_report_can_be_had_while_a_search_runs(run: Cli, tmp_path: Path) -> None:
     make(tmp_path / "s", [BASELINE, trial(1, "RUNNING", epochs=1, value=5.0)], best=0, finished=False)
-    ran = run("report", "s")
+    with lock(tmp_path / "s"):
+        ran = run("report", "s")
     assert ran.code == 0
     assert re.search(r"1 │ +5.00 │ +│ +1/4 │ running", ran.out)
+    assert re.search(r"1 │ +5.00 │ +│ +1/4 │ broken off", run("report", "s").out)
 
 
 def test_a_message_with_brackets_is_no_markup(run: Cli, tmp_path: Path) -> None:

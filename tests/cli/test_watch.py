@@ -93,8 +93,9 @@ def test_what_stands_is_shown_once_also_of_a_search_that_nobody_runs(run: Cli, t
         ran = run("watch", *args)
         assert ran.code == 0
         assert "1 of 2 trials ended" in ran.out
-        assert re.search(r"trial 1 .*3/4 +21\.50", ran.out)
-        assert re.search(r"trial 2 .*1/4 +7\.25", ran.out)
+        assert re.search(r" 1 .* 21\.50 .* 3/4 .*broken off", ran.out)
+        assert re.search(r" 2 .* 7\.25 .* 1/4 .*broken off", ran.out)
+        assert "1 finished, 2 broken off" in ran.out
         assert "nobody runs it now; to go on: imachsr search --resume s" in ran.err
     found = json.loads(run("watch", "s", "--json").out)
     assert [(each["number"], each["epochs"], each["value"]) for each in found["trials"]] == [(0, 4, 30.0), (1, 3, 21.5), (2, 1, 7.25)]

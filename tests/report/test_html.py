@@ -15,6 +15,7 @@ import pytest
 
 from imachsr.config import ConfigError
 from imachsr.report.html import write_report
+from imachsr.search.folder import lock
 from tests.report.folders import BASELINE, curve, make, trial
 
 TRIALS = [
@@ -407,7 +408,9 @@ def test_a_trial_that_began_after_the_last_summary_has_its_curve(tmp_path: Path)
     folder = make(tmp_path / "s", [BASELINE], best=0)
     with (folder / "trials.jsonl").open("a") as file:
         file.write(json.dumps({"trial": 1, "arm": None, "epoch": 1, "select/miou": 11.0}) + "\n")
-    assert [(each["number"], each["state"], each["curve"]) for each in drawn(folder)["trials"]][1:] == [(1, "running", [[1, 11.0]])]
+    with lock(folder):
+        assert [(each["number"], each["state"], each["curve"]) for each in drawn(folder)["trials"]][1:] == [(1, "running", [[1, 11.0]])]
+    assert [each["state"] for each in drawn(folder)["trials"]] == ["finished", "broken off"]
 
 
 @pytest.mark.parametrize("half", ['{"trial": 1, "ar', '{"trial": 1, "arm": "\xc3'], ids=["half a line", "half a character"])
