@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imachsr.data import DatasetSpec, Samples, Split
     from imachsr.tracking.events import Combined
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 WANDB, PROJECT = "auto", "imachsr"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout, for machines.")]
 Overrides = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from imachsr.cli.common import INTERRUPTED
+from imachsr.cli.common import INTERRUPTED, TERMINATED
 from imachsr.cli.confirm import confirm
 from imachsr.cli.data import app as data
 from imachsr.cli.doctor import doctor
@@ -69,7 +69,7 @@ def _note_once() -> Callable[..., None]:
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message) or 130 (interrupted)."""
+    """Run the command line: exit code 0, 1 (failed), 2 (the user's mistake, one message), 130 (interrupted) or 143 (by SIGTERM)."""
     # `import: mypackage.module:name` finds what lies beside the user; last, so that a file named like a package hides none.
     sys.path.append(os.getcwd())
     # Before Ray is imported: lines that it holds back as repeated would come at the very end, behind all that keeps them apart.
@@ -89,7 +89,14 @@ def main() -> None:
     except SystemExit as ending:
         if ending.code == INTERRUPTED:  # typer's answer to the signal, without a word
             people.print("interrupted")
+            raise SystemExit(_interrupted()) from None
         raise
     except KeyboardInterrupt:
         people.print("interrupted")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(_interrupted()) from None
+
+
+def _interrupted() -> int:
+    from imachsr.train.stopping import was_terminated
+
+    return TERMINATED if was_terminated() else INTERRUPTED

@@ -31,6 +31,7 @@ from imachsr.train import checkpoint
 from imachsr.train.capacity import await_room, connect, room, words
 from imachsr.train.courier import Courier
 from imachsr.train.faults import hung
+from imachsr.train.stopping import take_termination_as_interrupt
 
 # Tune pickles and copies its parts; they find the driver, which holds files and connections, through its folder.
 _DRIVERS: dict[str, Driver] = {}
@@ -230,6 +231,7 @@ def _reserve(search: Search, say: Callable[[str], object], *, is_training: bool)
     workers = budget.workers_per_trial
     # With several workers Ray's dashboard must run: it is what frees their places when a trial's process dies.
     connect(has_dashboard=workers > 1)
+    take_termination_as_interrupt()
     found = 0 if await_room(wanted, workers, what="1 trial", say=say) < workers else room(wanted) // workers
     if not found and workers > 1:
         raise ConfigError(f"budget.workers_per_trial: the cluster must have {words(wanted)} for each of {workers} workers, but has not; lower it")

@@ -12,6 +12,7 @@ from imachsr.config.schema import ConfigError
 from imachsr.study.schema import StudyBudget
 from imachsr.study.task import run_to_row
 from imachsr.train.capacity import await_room, connect, room, words
+from imachsr.train.stopping import take_termination_as_interrupt
 
 POLL_S = 0.5
 END_S = 90.0
@@ -33,6 +34,7 @@ class Pool:
     def __init__(self, budget: StudyBudget, say: Callable[[str], object]) -> None:
         bundle = {"CPU": float(budget.cpus_per_run), "GPU": budget.gpus_per_run}
         connect()
+        take_termination_as_interrupt()
         await_room(bundle, 1, what="1 run", say=say)
         if not (found := room(bundle)):
             raise ConfigError(f"budget: one node of the cluster must have {words(bundle)} for a run, but none has")

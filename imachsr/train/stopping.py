@@ -53,3 +53,29 @@ class StopRequest:
         if self.is_set and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+
+
+_terminated = threading.Event()
+
+
+def take_termination_as_interrupt() -> None:
+    """From now on SIGTERM, which schedulers of clusters send, is answered by whatever answers Ctrl-C at that time.
+
+    To be called when Ray has started, since that sets a handler that ends the process on the spot. Outside of the main thread nothing is changed.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def was_terminated() -> bool:
+    """Whether the interrupt was a SIGTERM."""
+    return _terminated.is_set()
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    _terminated.set()
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):
+        handler(signal.SIGINT, frame)
+    else:  # Ctrl-C is ignored, as in the background of a script
+        raise KeyboardInterrupt

@@ -217,13 +217,14 @@ def test_a_finished_search_is_not_overwritten(searched: tuple[Path, Ran, Ran], r
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_says_how_it_goes_on(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_search_says_how_it_goes_on(number: int, code: int, started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     given = [*SEARCH[1:], "run.optimizer.epochs=200", "--trials", 3, "--concurrency", 1]
     search = started("search", QUICK, *given, "--output", "out", until=r"epoch 2/200")
-    os.kill(search.pid, signal.SIGINT)
+    os.kill(search.pid, number)
     out, _ = search.communicate(timeout=120)
     err = (tmp_path / "err").read_text()
-    assert search.returncode == 130
+    assert search.returncode == code, err
     assert "running" in out
     assert err.splitlines()[-1] == "interrupted"
     assert json.loads((tmp_path / "out/summary.json").read_text())["finished"] is False
@@ -235,8 +236,8 @@ def test_an_interrupted_search_says_how_it_goes_on(started: Callable[..., subpro
     end = time.monotonic() + 120
     while "epoch 3/200" not in (tmp_path / "again").read_text() and time.monotonic() < end:
         time.sleep(0.5)
-    again.send_signal(signal.SIGINT)
-    assert again.wait(timeout=120) == 130, (tmp_path / "again").read_text()
+    again.send_signal(number)
+    assert again.wait(timeout=120) == code, (tmp_path / "again").read_text()
 
 
 @pytest.mark.slow

@@ -70,17 +70,19 @@ def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_
 
 
 @pytest.mark.slow
-def test_one_interrupt_saves_what_runs_and_the_printed_command_goes_on(
-    toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_signal_saves_what_runs_and_the_printed_command_goes_on(
+    number: int, code: int, toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
     long = ("run.optimizer.epochs=40", "run.data.num_train=32", "cells=[{name: whole}]", "charts=[]")
     running = started("study", "toy.yaml", *long, "--output", "s", "--wandb", "disabled", until="runs at a time")
     wait_for_rows(tmp_path / "s", running)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     running.communicate(timeout=120)
     err = (tmp_path / "err").read_text()
-    assert running.returncode == 130, err
+    assert running.returncode == code, err
     assert "Traceback" not in err
+    assert "logging.cc" not in err
     assert "to go on: imachsr study toy.yaml" in err
     kept = {path.parent.name: len(path.read_text().splitlines()) for path in (tmp_path / "s/runs").glob("*/metrics.jsonl")}
     assert kept
