@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imachsr.config.schema import ConfigError
+from imachsr.config.words import word
 from imachsr.files import write_text
 from imachsr.report import evidence, sections
 from imachsr.report.confirmed import differences, followed, followed_by_itself
@@ -18,6 +19,7 @@ from imachsr.report.table import STATES, has_seeds, load_summary, rows, state_of
 from imachsr.report.verdict import commands, confirmation_of, is_confirmation, verdict
 
 _DIGITS = 6
+_PLAIN = (bool, int, float, str, type(None))
 Curves = dict[int, list[dict[str, Any]]]
 
 
@@ -173,7 +175,8 @@ def _data(summary: dict[str, Any], curves: Curves, state: str) -> dict[str, Any]
     ]
     trials = [
         {
-            **{key: trial[key] for key in ("number", "arm", "epochs", "params", "taps", "error")},
+            **{key: trial[key] for key in ("number", "arm", "epochs", "taps", "error")},
+            "params": {key: value if isinstance(value, _PLAIN) else word(value) for key, value in trial["params"].items()},
             "value": _rounded(trial["value"]),
             "state": STATES[trial["state"]],
             "seed": trial.get("seed", 0),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imachsr.config.schema import ConfigError
+from imachsr.config.words import word
 from imachsr.files import is_held
 
 SCHEMA = 1
@@ -165,7 +166,7 @@ def short(params: Mapping[str, Any]) -> str:
     """Settings in one line."""
     parts = []
     for key, value in params.items():
-        text = f"{value:.3g}" if isinstance(value, float) else "none" if value is None else str(value)
+        text = f"{value:.3g}" if isinstance(value, float) else word(value)
         parts.append(f"{key.removeprefix('method.').removeprefix('optimizer.')} {text}")
     return ", ".join(parts)
 

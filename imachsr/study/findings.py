@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imachsr.config.words import word
 from imachsr.search.paired import ALPHA, LEAST_FOR_INTERVAL, bootstrap_interval, holm, sign_flip, smallest_p, wilcoxon
 from imachsr.study.pairings import PAIRINGS, false_rate
-from imachsr.study.plan import equal_epochs, key_of, wanted, word
+from imachsr.study.plan import equal_epochs, key_of, wanted
 from imachsr.study.rows import Known, Row
 from imachsr.study.schema import Cell, Chart, StudyPlan
 

@@ -1,11 +1,11 @@
 """Which runs a study needs, and which of these can begin."""
 
 import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from imachsr.config.schema import Run
+from imachsr.config.words import word
 from imachsr.search.canonical import canonical, fingerprint_of
 from imachsr.study.rows import Known
 from imachsr.study.schema import Cell, StudyPlan
@@ -76,17 +76,6 @@ def wanted(study: StudyPlan, known: Known) -> list[Wanted]:
 
 def _of(cell: Cell, arm: str, seed: int, run: Run | None) -> Wanted:
     return Wanted(cell=cell.name, arm=arm, seed=seed, run=run, key="" if run is None else key_of(run))
-
-
-def word(value: Any) -> str:
-    """A setting's value in a word."""
-    if isinstance(value, Mapping):
-        kind = str(value.get("kind") or value.get("import") or "")
-        rest = ", ".join(f"{name} {word(each)}" for name, each in value.items() if name not in ("kind", "import"))
-        return f"{kind} ({rest})" if rest else kind
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "+".join(map(word, value))
-    return "none" if value is None else str(value)
 
 
 def equal_epochs(study: StudyPlan, cell: Cell, known: Known) -> dict[str, int]:

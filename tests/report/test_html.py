@@ -494,3 +494,10 @@ def test_a_report_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         write_report(folder)
     assert (folder / "report.html").read_text() == "old"
+
+
+def test_settings_that_are_mappings_are_drawn_as_words(tmp_path: Path) -> None:
+    loss = {"kind": "infonce", "temperature": 0.2}
+    folder = make(tmp_path / "s", [BASELINE, trial(1, params={"method.loss": loss, "method.alpha": 0.5, "method.entropy": None})], best=1)
+    assert drawn(folder)["trials"][1]["params"] == {"method.loss": "infonce (temperature 0.2)", "method.alpha": 0.5, "method.entropy": None}
+    assert "{'kind'" not in page(folder).text

@@ -67,6 +67,7 @@ def test_epochs_stand_beside_those_of_the_trial_where_they_are_a_knob() -> None:
         ({"method.alpha": 0}, "alpha 0"),
         ({"optimizer.lr": 1.23456e-5}, "lr 1.23e-05"),
         ({"data.size": [32, 48], "run": True}, "data.size [32, 48], run True"),
+        ({"method.loss": {"kind": "infonce", "temperature": 0.2}}, "loss infonce (temperature 0.2)"),
     ],
 )
 def test_settings_are_shortened_but_not_changed(params: dict[str, Any], text: str) -> None:

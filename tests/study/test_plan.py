@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-import pytest
-
-from imachsr.study.plan import equal_epochs, key_of, wanted, word
+from imachsr.study.plan import equal_epochs, key_of, wanted
 from imachsr.study.rows import Known
 from tests.study.rows import RAW, filled, row, study
 
@@ -72,8 +70,3 @@ def test_what_has_ended_is_found_by_its_settings_whatever_its_cell_was_called() 
     renamed = study(seeds=[0], cells=[{"name": "other"}, RAW["cells"][1]], primary=None)
     known = filled(plan, lambda cell, arm, seed: 1.0)
     assert all(known.get(each.key, each.seed) is not None for each in wanted(renamed, known))
-
-
-@pytest.mark.parametrize(("value", "expected"), [(None, "none"), (0.5, "0.5"), (["a", {"kind": "b"}], "a+b"), ({"kind": "c", "k": 1}, "c (k 1)")])
-def test_values_in_a_word(value: object, expected: str) -> None:
-    assert word(value) == expected
