@@ -208,7 +208,9 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
         limit = next(iter(context.values()))
         return f"{key}: `{path[-1]} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key}: {message}, but got {item['input']!r}"
+    is_misread = kind == "string_type" and isinstance(item["input"], (bool, int, float))
+    hint = f"""; text that YAML reads as {item["input"]!r} must stand in quotes, on a command line as {key}='"..."'""" if is_misread else ""
+    return f"{key}: {message}, but got {item['input']!r}{hint}"
 
 
 def _keys(model: Any, path: list[str]) -> list[str]:

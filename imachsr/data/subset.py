@@ -13,7 +13,8 @@ class Subset:
 
     Args:
         share: Of the samples of each sequence, in (0, 1], evenly spread over its frames: the same ones for every seed and method.
-        hold_out: A sequence of train that is not trained on, and scored on in place of val: how a model does on a street that it has never seen.
+        hold_out: A sequence of train that is not trained on, and scored on in place of val: how a model does on a street that it has never seen
+            (in quotes where YAML reads it as a number: "0016E5").
             null: val is scored on.
     """
 

@@ -629,3 +629,14 @@ def test_a_run_is_frozen() -> None:
 )
 def test_a_run_knows_whether_it_is_output_only(overrides: list[str], is_output_only: bool) -> None:
     assert run_with(*overrides).is_output_only == is_output_only
+
+
+def test_text_that_yaml_takes_for_a_number_is_told_to_need_quotes() -> None:
+    with pytest.raises(
+        ConfigError, match=r"""subset.hold_out: .*, but got 1600000.0; text .* in quotes, on a command line as subset.hold_out='"..."'"""
+    ):
+        make_run(parse_yaml("subset: {hold_out: 0016E5}"))
+    assert make_run({}, parse_overrides(['subset.hold_out="0016E5"'])).subset.hold_out == "0016E5"
+    with pytest.raises(ConfigError) as told:
+        make_run({"subset": {"hold_out": ["a"]}})
+    assert "quotes" not in str(told.value)
