@@ -1,6 +1,6 @@
 """A published study, made again from its rows alone: the part of its page behind the line that names this program, and its pictures.
 
-python benchmarks/study_page.py benchmarks/camvid_study.csv benchmarks/camvid_study_epyc_2026-11-27.md
+python benchmarks/study_page.py search_spaces/camvid_study.yaml ROWS.csv PAGE.md
 """
 
 import sys
@@ -13,11 +13,10 @@ from imachsr.study.load import load_study
 from imachsr.study.plots import plot
 from imachsr.study.rows import Known, read
 
-STUDY = Path(__file__).parents[1] / "search_spaces" / "camvid_study.yaml"
 MARK = "<!-- from here on made by benchmarks/study_page.py -->"
 
 
-def findings_of(rows: Path, study: Path = STUDY) -> Findings:
+def findings_of(study: Path, rows: Path) -> Findings:
     return find(load_study(study), Known(read(rows)))
 
 
@@ -38,6 +37,6 @@ def page(findings: Findings, before: str, folder: Path, place: str) -> str:
 
 
 if __name__ == "__main__":
-    rows, target = map(Path, sys.argv[1:])
+    study, rows, target = map(Path, sys.argv[1:])
     pictures = target.with_suffix("")
-    write_text(target, page(findings_of(rows), target.read_text(encoding="utf-8"), pictures, pictures.name))
+    write_text(target, page(findings_of(study, rows), target.read_text(encoding="utf-8"), pictures, pictures.name))
