@@ -17,15 +17,14 @@ ABOUT = {
 }
 
 
-def document(findings: Findings, *, plots: Sequence[str] = (), head: str = "") -> str:
+def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
     """The whole text.
 
     Args:
         findings: What was found.
         plots: Paths of pictures, relative to the text.
-        head: Put below the title, such as how it was made.
     """
-    parts = [f"# {findings.name}", head, "## In words", "\n".join(f"* {line}" for line in words(findings))]
+    parts = [f"# {findings.name}", "## In words", "\n".join(f"* {line}" for line in words(findings))]
     parts += ["## Comparisons", _comparisons(findings), "## Means", _means(findings)]
     if any(each.alongside for each in findings.comparisons):
         parts += ["## What else differs", "Mean paired difference with its 95 % interval; not tested.", _alongside(findings)]

@@ -183,3 +183,21 @@ def test_each_step_is_told_with_the_number_of_all() -> None:
     told: list[tuple[int, int]] = []
     train(toy_run(data__kwargs={"count": 14}), on_step=lambda step, steps: told.append((step, steps)))
     assert told == [(step, 9) for step in range(1, 10)]  # three batches of four an epoch, two samples left out
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])  # as Ctrl-C is in the background of a script
+def test_termination_can_be_answered_as_an_interrupt(is_ignored: bool) -> None:
+    code = f"""
+import os, signal
+from imachsr.train.stopping import take_termination_as_interrupt, was_terminated
+if {is_ignored}:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+take_termination_as_interrupt()
+assert not was_terminated()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    print("answered", was_terminated())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("answered True\n", 0), done.stderr
