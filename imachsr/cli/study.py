@@ -152,7 +152,7 @@ def _say(line: str) -> None:
 def _announce(held: "Study") -> None:
     """What is said before anything runs."""
     from imachsr.search.paired import ALPHA, pairs_needed
-    from imachsr.study.findings import families_of
+    from imachsr.study.comparisons import families_of
 
     plan, missing = held.plan, len(held.missing())
     arms = ", ".join(arm.name for arm in plan.arms[1:])

@@ -5,7 +5,8 @@ from typing import Any
 
 from imachsr.search.paired import ALPHA
 from imachsr.search.verdict import between, number
-from imachsr.study.findings import Comparison, Findings
+from imachsr.study.comparisons import Comparison
+from imachsr.study.findings import Findings
 
 ABOUT = {
     "val/boundary_iou": "boundary IoU",

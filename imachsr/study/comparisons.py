@@ -1,0 +1,189 @@
+"""Arms against each other in a cell: paired differences, their tests, and Holm over families of comparisons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from imachsr.search.paired import ALPHA, LEAST_FOR_INTERVAL, bootstrap_interval, holm, sign_flip, smallest_p, wilcoxon
+from imachsr.study.plan import equal_epochs, key_of
+from imachsr.study.rows import Known, Row
+from imachsr.study.schema import Cell, StudyPlan
+
+Verdict = Literal["better", "worse", "open", "incomplete", "failed"]
+_ALONGSIDE = ("val/miou", "val/boundary_iou", "val/accuracy", "val/ece", "val/nll", "corrupted/miou", "corrupted/ece")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An arm against another one in a cell.
+
+    Attributes:
+        cell: Name.
+        arm: Name.
+        other: Name of what it is compared with.
+        is_primary: Whether it was declared beforehand, and so stands outside of Holm's families.
+        family: That of its cell.
+        pairs: Seeds that both have.
+        missing: Seeds whose runs have not ended.
+        failed: Seeds with which a run of either failed.
+        mean: Of the arm over its runs.
+        other_mean: Of the other over its runs.
+        difference: Mean of the paired differences.
+        relative: The same in percent of the other's mean.
+        interval: 95 % bootstrap interval of the difference, not adjusted.
+        p: Exact sign-flip test, two-sided.
+        p_wilcoxon: Exact signed-rank test, two-sided.
+        p_holm: p adjusted over the family; of the primary comparison p itself.
+        verdict: better, worse or open (p_holm below 0.05, or not); incomplete while runs are missing; failed where a run of either failed.
+        differences: By seed.
+        alongside: Mean difference and interval of further metrics.
+    """
+
+    cell: str
+    arm: str
+    other: str
+    is_primary: bool
+    family: str
+    pairs: int
+    missing: tuple[int, ...]
+    failed: tuple[int, ...]
+    mean: float | None
+    other_mean: float | None
+    difference: float | None
+    relative: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    p_wilcoxon: float | None
+    p_holm: float | None = None
+    verdict: Verdict = "incomplete"
+    differences: dict[int, float] = field(default_factory=dict)
+    alongside: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def families_of(study: StudyPlan) -> list[dict[str, Any]]:
+    """Holm's families: name, number of comparisons, and the smallest adjusted p that the seeds of their cells allow."""
+    seeds: dict[str, list[int]] = {}
+    for cell, _, _, is_primary in pairs_of(study):
+        if not is_primary:
+            seeds.setdefault(cell.family, []).append(len(study.seeds_of(cell)))
+    return [{"name": name, "comparisons": len(each), "smallest": min(1.0, len(each) * smallest_p(max(each)))} for name, each in seeds.items()]
+
+
+def pairs_of(study: StudyPlan) -> list[tuple[Cell, str, str, bool]]:
+    """Every comparison: each arm with the control, and the contrasts."""
+    found = []
+    for cell in study.cells:
+        arms = study.arms_of(cell)
+        primary = study.primary.arm if study.primary is not None and study.primary.cell == cell.name else None
+        found += [(cell, arm, study.control, arm == primary) for arm in arms[1:]]
+        found += [(cell, one, other, False) for one, other in study.contrasts if one in arms and other in arms]
+    return found
+
+
+def alongside(study: StudyPlan) -> tuple[str, ...]:
+    """Metrics whose differences stand beside the tested one, with intervals and without tests."""
+    further = (f"{name}/{metric}" for name in study.also_on for metric in ("miou", "ece"))
+    return tuple(name for name in (*_ALONGSIDE, *further) if name != study.metric)
+
+
+def runs_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[int, Row | None]:
+    """Rows of an arm in a cell by seed, None for those that have not ended."""
+    further: dict[str, Any] = {}
+    if cell.equal == "time":
+        epochs = equal_epochs(study, cell, known)
+        if arm not in epochs:
+            return dict.fromkeys(study.seeds_of(cell))
+        further = {"optimizer.epochs": epochs[arm]}
+    return {seed: known.get(key_of(study.run_of(cell, arm, seed, further)), seed) for seed in study.seeds_of(cell)}
+
+
+def compared(study: StudyPlan, known: Known, cell: Cell, arm: str, other: str, is_primary: bool) -> Comparison:
+    """An arm against another one in a cell; p is not adjusted yet, and nothing judged."""
+    one, two = runs_of(study, known, cell, arm), runs_of(study, known, cell, other)
+    differences = differences_of(one, two, study.metric)
+    failed = tuple(seed for seed in one if any(row is not None and not has_score(row, study.metric) for row in (one[seed], two[seed])))
+    missing = tuple(seed for seed in one if one[seed] is None or two[seed] is None)
+    values = list(differences.values())
+    mean, other_mean = mean_of(one, study.metric), mean_of(two, study.metric)
+    difference = math.fsum(values) / len(values) if values else None
+    is_judged = bool(values) and not failed and not missing
+    return Comparison(
+        cell=cell.name,
+        arm=arm,
+        other=other,
+        is_primary=is_primary,
+        family=cell.family,
+        pairs=len(values),
+        missing=missing,
+        failed=failed,
+        mean=mean,
+        other_mean=other_mean,
+        difference=difference,
+        relative=100 * difference / other_mean if difference is not None and other_mean else None,
+        interval=_interval(values),
+        p=sign_flip(values).p if is_judged else None,
+        p_wilcoxon=wilcoxon(values).p if is_judged else None,
+        differences=differences,
+        alongside={name: told for name in alongside(study) if (told := _alongside(one, two, name))},
+    )
+
+
+def _alongside(one: Mapping[int, Row | None], two: Mapping[int, Row | None], metric: str) -> dict[str, Any]:
+    values = list(differences_of(one, two, metric).values())
+    other = mean_of(two, metric)
+    if not values:
+        return {}
+    mean = math.fsum(values) / len(values)
+    return {"difference": mean, "interval": _interval(values), "relative": 100 * mean / other if other else None, "pairs": len(values)}
+
+
+def differences_of(one: Mapping[int, Row | None], two: Mapping[int, Row | None], metric: str) -> dict[int, float]:
+    """Paired differences by seed, of runs that both have the metric."""
+    found = {}
+    for seed in one:
+        a, b = one[seed], two.get(seed)
+        if a is not None and b is not None and has_score(a, metric) and has_score(b, metric):
+            found[seed] = a.scores[metric] - b.scores[metric]
+    return found
+
+
+def has_score(row: Row, metric: str) -> bool:
+    """Whether a run has ended well, and with this metric."""
+    return row.is_finished and metric in row.scores
+
+
+def mean_of(rows: Mapping[int, Row | None], metric: str) -> float | None:
+    """Of the runs that have the metric; None without any."""
+    values = [row.scores[metric] for row in rows.values() if row is not None and has_score(row, metric)]
+    return math.fsum(values) / len(values) if values else None
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float] | None:
+    return bootstrap_interval(values) if len(values) >= LEAST_FOR_INTERVAL else None
+
+
+def adjusted_by_family(comparisons: Sequence[Comparison], *, is_higher_better: bool) -> list[Comparison]:
+    """With Holm over each family of those that are not primary: a comparison that failed, or is not complete, is in its family with p = 1."""
+    families: dict[str, list[int]] = {}
+    for index, each in enumerate(comparisons):
+        if not each.is_primary:
+            families.setdefault(each.family, []).append(index)
+    adjusted: dict[int, float] = {}
+    for family in families.values():
+        adjusted |= dict(zip(family, holm([1.0 if (p := comparisons[index].p) is None else p for index in family]), strict=True))
+    found = []
+    for index, each in enumerate(comparisons):
+        p = None if each.p is None else adjusted.get(index, each.p)
+        found.append(replace(each, p_holm=p, verdict=_verdict(each, p, is_higher_better)))
+    return found
+
+
+def _verdict(each: Comparison, p: float | None, is_higher_better: bool) -> Verdict:
+    if each.failed:
+        return "failed"
+    if p is None or each.difference is None:
+        return "incomplete"
+    if p >= ALPHA:
+        return "open"
+    return "better" if (each.difference > 0) == is_higher_better else "worse"
