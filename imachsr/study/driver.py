@@ -12,7 +12,7 @@ from typing import Any
 from imachsr.config.load import dump_yaml, load_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
 from imachsr.data.samples import Samples
-from imachsr.files import write_text
+from imachsr.files import LOCK, write_text
 from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint_of
 from imachsr.search.folder import lock
@@ -86,7 +86,7 @@ class Study:
     def _check_folder(self) -> None:
         path = self.folder / SETTINGS
         if not path.exists():
-            if others := sorted(each.name for each in self.folder.iterdir() if each.name != ".lock"):
+            if others := sorted(each.name for each in self.folder.iterdir() if each.name != LOCK):
                 raise ConfigError(f"{self.folder} must be a new folder or hold this study, but holds {', '.join(others[:3])}; give another --output")
             return
         # Cells, arms and seeds may be added or taken away: every run is known by its own settings.
