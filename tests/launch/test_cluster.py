@@ -1,6 +1,7 @@
 """Files for clusters of `ray up`: read by Ray's own validation, held against each other, and against the lock."""
 
 import copy
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +96,18 @@ def test_no_file_that_is_shipped_holds_a_key_or_a_token() -> None:
     texts = [path for name in folders for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix not in (".pyc", ".png")]
     texts += [path for path in ROOT.iterdir() if path.is_file()]
     assert len(texts) > 60
-    found = [(path.name, match[0]) for path in texts for match in re.finditer(f"{looks}|{sets}", path.read_text(errors="ignore"))]
+    found = [(path.name, match[0]) for path in texts for match in re.finditer(f"{looks}|{sets}", _shipped(path))]
     assert found == []
     for key in ("WANDB_API_KEY=" + "4f" * 20, "auth_token: " + "Ab3" * 8, "x " + "0a" * 20):
         assert re.search(f"{looks}|{sets}", key), key
+
+
+def _shipped(path: Path) -> str:
+    """The text of a file; of a table of runs without the git revisions, which look like a key of W&B."""
+    if path.suffix != ".csv":
+        return path.read_text(errors="ignore")
+    with path.open(newline="") as file:
+        return "\n".join(f"{name}={value}" for row in csv.DictReader(file) for name, value in row.items() if name != "revision")
 
 
 def _edit(path: str, value: Any) -> Callable[[Any], None]:
