@@ -26,7 +26,10 @@ def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
         plots: Paths of pictures, relative to the text.
     """
     parts = [f"# {findings.name}", "## In words", "\n".join(f"* {line}" for line in words(findings))]
-    parts += ["## Comparisons", _comparisons(findings), "## Means", _means(findings)]
+    if any(each.pairs for each in findings.comparisons):
+        parts += ["## Comparisons", _comparisons(findings)]
+    if any(each["runs"] for each in findings.means):
+        parts += ["## Means", _means(findings)]
     if any(each.alongside for each in findings.comparisons):
         parts += ["## What else differs", "Mean paired difference with its 95 % interval; not tested.", _alongside(findings)]
     if findings.effects:
@@ -43,18 +46,25 @@ def words(findings: Findings) -> list[str]:
     """The finding, a sentence a comparison, the declared one first; null results are told like others."""
     lines = [] if findings.done == findings.total else [f"{findings.done} of {findings.total} runs have ended: what follows is not complete."]
     ordered = sorted(findings.comparisons, key=lambda each: not each.is_primary)
-    lines += [_sentence(each, findings.metric) for each in ordered]
+    lines += [_sentence(each, findings.metric, difference) for each in ordered if (difference := each.difference) is not None]
+    if waiting := [each for each in ordered if each.difference is None]:
+        lines.append(f"No pair of runs has ended yet: {_by_cell(waiting)}.")
     if findings.against_itself is not None:
         lines.append(_itself(findings.against_itself, findings.metric, findings.control))
     lines += [f"{each['arm']} failed in {each['cell']} with seed {each['seed']}: {each['error']}" for each in findings.failures]
     return lines
 
 
-def _sentence(each: Comparison, metric: str) -> str:
+def _by_cell(comparisons: Sequence[Comparison]) -> str:
+    cells: dict[str, list[str]] = {}
+    for each in comparisons:
+        cells.setdefault(each.cell, []).append(f"{each.arm} against {each.other}" + " (declared beforehand)" * each.is_primary)
+    return "; ".join(f"{cell} ({', '.join(names)})" for cell, names in cells.items())
+
+
+def _sentence(each: Comparison, metric: str, difference: float) -> str:
     name = f"{each.cell}: {each.arm} against {each.other}" + (" (declared beforehand)" if each.is_primary else "")
-    if each.difference is None:
-        return f"{name}: no pair of runs has ended yet."
-    what = f"{_amount(each, metric)} in the mean of {each.pairs} pair{'s' * (each.pairs != 1)}"
+    what = f"{_amount(each, metric, difference)} in the mean of {each.pairs} pair{'s' * (each.pairs != 1)}"
     if each.interval is not None:
         what += f" (95 % interval {between(each.interval, metric, signed=True)})"
     if each.verdict == "failed":
@@ -67,8 +77,8 @@ def _sentence(each: Comparison, metric: str) -> str:
     return f"{name}: {each.verdict}: {what}, {p}."
 
 
-def _amount(each: Comparison, metric: str) -> str:
-    points = f"{number(each.difference or 0.0, metric, signed=True)}" + (" points" if "iou" in metric or metric.endswith(("accuracy", "ece")) else "")
+def _amount(each: Comparison, metric: str, difference: float) -> str:
+    points = f"{number(difference, metric, signed=True)}" + (" points" if "iou" in metric or metric.endswith(("accuracy", "ece")) else "")
     return points + (f", {each.relative:+.1f} per cent of {number(each.other_mean or 0.0, metric)}" if each.relative is not None else "")
 
 
@@ -84,11 +94,13 @@ def _itself(found: Mapping[str, Any], metric: str, control: str) -> str:
 def _comparisons(findings: Findings) -> str:
     rows = []
     for each in findings.comparisons:
+        if each.difference is None:
+            continue
         metric = findings.metric
         relative = "" if each.relative is None else f"{each.relative:+.1f}"
         numbers = ["" if p is None else f"{p:.3g}" for p in (each.p, each.p_wilcoxon, each.p_holm)]
         interval = "" if each.interval is None else between(each.interval, metric, signed=True)
-        difference = "" if each.difference is None else number(each.difference, metric, signed=True)
+        difference = number(each.difference, metric, signed=True)
         values = " ".join(number(value, metric, signed=True) for value in each.differences.values())
         arm = f"**{each.arm}**" if each.is_primary else each.arm
         rows.append([each.cell, arm, each.other, str(each.pairs), difference, relative, interval, *numbers, each.verdict, values])
@@ -101,6 +113,8 @@ def _means(findings: Findings) -> str:
     shown = [name for name in (findings.metric, *further) if any(name in each["means"] for each in findings.means)]
     rows = []
     for each in findings.means:
+        if not each["runs"]:
+            continue
         epochs = " to ".join(map(str, [each["epochs"][0], each["epochs"][-1]][: 1 + (len(each["epochs"]) > 1)])) if each["epochs"] else ""
         cells = ["" if name not in each["means"] else number(each["means"][name], name) for name in shown]
         spread = "" if each["spread"] is None else number(each["spread"], findings.metric)
@@ -114,6 +128,8 @@ def _alongside(findings: Findings) -> str:
     shown = list(dict.fromkeys(name for each in findings.comparisons for name in each.alongside))
     rows = []
     for each in findings.comparisons:
+        if each.difference is None:
+            continue
         cells = []
         for name in shown:
             found = each.alongside.get(name)
