@@ -12,7 +12,8 @@ class Subset:
     """Which of the training samples are trained on.
 
     Args:
-        share: Of the samples of each sequence, in (0, 1], evenly spread over its frames: the same ones for every seed and method.
+        share: Of the samples of each sequence, in (0, 1], evenly spread over its frames: the same ones for every seed and method. Sequences that are
+            too short for that, such as the single frames of Cityscapes, are shared as if they were one.
         hold_out: A sequence of train that is not trained on, and scored on in place of val: how a model does on a street that it has never seen
             (in quotes where YAML reads it as a number: "0016E5").
             null: val is scored on.
@@ -42,7 +43,7 @@ class Subset:
         if selection is not None:
             train, held_out = selection.split(train)
         if self.share < 1:
-            kept = sorted(index for frames in _sequences(train).values() for index in _spread(frames, self.share))
+            kept = sorted(index for frames in _parts(train, self.share) for index in _spread(frames, self.share))
             if not kept:
                 raise ValueError(f"`share` must leave something to train on, but {self.share} of {len(train)} samples is nothing")
             train = train.subset(kept)
@@ -63,6 +64,14 @@ def _sequences(samples: Samples) -> dict[str, list[int]]:
     for index, name in enumerate(samples.names):
         found.setdefault(sequence_of(name), []).append(index)
     return found
+
+
+def _parts(samples: Samples, share: float) -> list[list[int]]:
+    """Frames that are shared out together: of each sequence, and of all together whose share, or what it leaves, is less than a frame."""
+    sequences = _sequences(samples).values()
+    short = {frames[0] for frames in sequences if len(frames) * min(share, 1 - share) < 1}
+    pooled = sorted(index for frames in sequences if frames[0] in short for index in frames)
+    return [*(frames for frames in sequences if frames[0] not in short), *([pooled] if pooled else [])]
 
 
 def _spread(frames: list[int], share: float) -> list[int]:

@@ -40,6 +40,18 @@ def test_a_share_is_spread_over_every_sequence(share: float, expected: int) -> N
     assert torch.equal(train.images[:, 0, 0, 0], train.labels[:, 0, 0])
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.25, 10), (0.6, 24)])
+def test_single_frames_are_shared_as_if_they_were_one_sequence(share: float, expected: int) -> None:
+    """As those of Cityscapes, most of which are sequences of one frame by their names."""
+    names = {f"{city}_{number:06d}": 1 for city in ("aachen", "bochum") for number in range(20)}
+    train, _ = Subset(share=share).split(samples(**names), lambda: VAL)
+    cities = [name.partition("_")[0] for name in train.names]
+    assert cities == ["aachen"] * (expected // 2) + ["bochum"] * (expected // 2)
+    mixed, _ = Subset(share=share).split(samples(**names, long=40), lambda: VAL)
+    assert mixed.names == (*train.names, *(f"long_{frame:03d}" for frame in range(40) if f"long_{frame:03d}" in mixed.names))
+    assert len(mixed) == 2 * expected
+
+
 def test_a_held_out_sequence_is_scored_on_and_never_trained_on() -> None:
     train, held_out = Subset(hold_out="b", share=0.5).split(samples(a=8, b=4, c=2), never)
     assert {sequence_of(name) for name in train.names} == {"a", "c"}
