@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,27 @@ from imachsr.train.parallel import Row, agree, gathered, rank_and_world, share_b
 
 CHANGEABLE = ("compute", "name", "recovery")
 """Settings that may differ when a training is continued: none is part of what is computed."""
+_PLACES = ("root", "cache")
+"""Of data, likewise: they may have been moved."""
+
+
+def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Parts of a run's settings that differ from those that a training began with, and decide what is computed.
+
+    Args:
+        saved: Plain settings that it began with.
+        now: Plain settings that it would go on with.
+    """
+    return [key for key in now if key not in CHANGEABLE and _placeless(key, saved.get(key)) != _placeless(key, now[key])]
+
+
+def _placeless(key: str, value: Any) -> Any:
+    if key != "data" or not isinstance(value, Mapping):
+        return value
+    found = {name: each for name, each in value.items() if name not in _PLACES}
+    if isinstance(kwargs := found.get("kwargs"), Mapping):
+        found["kwargs"] = {name: each for name, each in kwargs.items() if name not in _PLACES}
+    return found
 
 
 @dataclass(kw_only=True)
@@ -157,11 +179,9 @@ class Training:
             ConfigError: If the settings, or the number of steps an epoch, are others.
 
         """
-        saved, now = json.loads(state["run"]), run_to_dict(self.run)
-        changed = [key for key in now if key not in CHANGEABLE and saved.get(key) != now[key]]
-        if changed:
+        if differing := changed(json.loads(state["run"]), run_to_dict(self.run)):
             raise ConfigError(
-                f"a training must be continued with the settings that it began with, but {', '.join(changed)} changed; see run.yaml in its folder"
+                f"a training must be continued with the settings that it began with, but {', '.join(differing)} changed; see run.yaml in its folder"
             )
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise ConfigError(
