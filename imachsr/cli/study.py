@@ -86,7 +86,6 @@ def study(
     published = [row for path in rows or [] for row in read(path)]
     join(address)
     with Study(plan=plan, folder=folder, published=published, only=frozenset(cell or ())) as held:
-        again = _again(config, overrides or [], folder, data, rows or [], cell or [], tracking_options(wandb, wandb_project))
         if retry_failed and (forgotten := held.forget_failed()):
             people.print(f"{forgotten} failed runs are tried again", soft_wrap=True)
         interrupted, lines = False, []
@@ -102,9 +101,10 @@ def study(
     _show(findings, folder, as_json=as_json)
     for line in lines:
         _say(line)
-    missing = findings.total - findings.done
-    if missing and not no_run:
-        _say(f"{missing} runs are missing; to go on: {again}")
+    if not no_run and findings.done < findings.total:
+        options = [*_option("--data", data), *(word for path in rows or [] for word in ("--rows", str(path))), *_option("--concurrency", concurrency)]
+        options += [*_option("--address", address), *tracking_options(wandb, wandb_project)]
+        _say(_what_is_missing(held, [str(config), *(overrides or []), "--output", str(folder), *options], cell or [], findings.total - findings.done))
     if interrupted:
         raise typer.Exit(INTERRUPTED)
     if held.lost or findings.failures:
@@ -138,11 +138,18 @@ def _check_cells(given: list[str], known: list[str]) -> None:
             raise ConfigError(f"--cell must name a cell of the study, but got {name!r}; {near(name, known)}")
 
 
-def _again(config: Path, overrides: list[str], folder: Path, data: Path | None, rows: list[Path], cells: list[str], tracking: list[str]) -> str:
-    """The command that goes on."""
-    options = [*(["--data", str(data)] if data else []), *(word for path in rows for word in ("--rows", str(path)))]
-    options += [*(word for name in cells for word in ("--cell", name)), *tracking]
-    return shlex.join(["imachsr", "study", str(config), *overrides, "--output", str(folder), *options])
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, str(value)]
+
+
+def _what_is_missing(held: "Study", words: list[str], cells: list[str], of_all: int) -> str:
+    """How many runs are missing, and the command that goes on: with the cells that were run, or, when these have ended, with all."""
+    missing = held.missing()
+    if cells and not any(each.run is not None for each in missing):
+        why = f"; {', '.join(sorted({each.cell for each in missing}))} needs the times of another cell's runs" if missing else ""
+        return f"{of_all} runs of all cells are missing{why}; to go on with all: {shlex.join(['imachsr', 'study', *words])}"
+    chosen = [word for name in cells for word in ("--cell", name)]
+    return f"{len(missing)} {'run is' if len(missing) == 1 else 'runs are'} missing; to go on: {shlex.join(['imachsr', 'study', *words, *chosen])}"
 
 
 def _say(line: str) -> None:
@@ -152,11 +159,15 @@ def _say(line: str) -> None:
 def _announce(held: "Study") -> None:
     """What is said before anything runs."""
     from imachsr.search.paired import ALPHA, pairs_needed
-    from imachsr.study.comparisons import families_of
+    from imachsr.study.comparisons import families_of, primary_smallest
 
     plan, missing = held.plan, len(held.missing())
     arms = ", ".join(arm.name for arm in plan.arms[1:])
     _say(f"study {plan.name}: {arms} against {plan.control}, {len(plan.cells)} cells; {missing} runs to go; results in {held.folder}")
+    if (least := primary_smallest(plan)) is not None and least >= ALPHA:
+        _say(
+            f"note: with so few seeds the comparison that was declared beforehand could not win, whatever its gain; {pairs_needed(1)} seeds would do"
+        )
     for family in families_of(plan):
         what = f"the {family['comparisons']} comparisons of {family['name']}"
         if family["smallest"] >= ALPHA:

@@ -20,6 +20,9 @@ from imachsr.data.subset import Subset
 from imachsr.data.transforms import Augment
 from imachsr.models import ModelSpec, SmpModel
 
+SCORED_ON = ("data", "compute", "output_loss")
+"""Parts of a run that may be others where a trained model is scored."""
+
 
 class ConfigError(ValueError):
     """A mistake in what the user wrote; the message is for them."""

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from imachsr.config.schema import ConfigError
+from imachsr.search.canonical import fingerprint_of
 from imachsr.search.paired import ALPHA, LEAST_FOR_INTERVAL, bootstrap_interval, holm, sign_flip, smallest_p, wilcoxon
-from imachsr.study.plan import equal_epochs, key_of
+from imachsr.study.plan import equal_epochs, key_of, scoring_of
 from imachsr.study.rows import Known, Row
 from imachsr.study.schema import Cell, StudyPlan
 
@@ -70,6 +72,11 @@ def families_of(study: StudyPlan) -> list[dict[str, Any]]:
     return [{"name": name, "comparisons": len(each), "smallest": min(1.0, len(each) * smallest_p(max(each)))} for name, each in seeds.items()]
 
 
+def primary_smallest(study: StudyPlan) -> float | None:
+    """The smallest p that the seeds of the comparison that was declared beforehand allow; None without one."""
+    return None if study.primary is None else smallest_p(len(study.seeds_of(study.cell(study.primary.cell))))
+
+
 def pairs_of(study: StudyPlan) -> list[tuple[Cell, str, str, bool]]:
     """Every comparison: each arm with the control, and the contrasts."""
     found = []
@@ -96,6 +103,34 @@ def runs_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[int, R
             return dict.fromkeys(study.seeds_of(cell))
         further = {"optimizer.epochs": epochs[arm]}
     return {seed: known.get(key_of(study.run_of(cell, arm, seed, further)), seed) for seed in study.seeds_of(cell)}
+
+
+def check_rows(study: StudyPlan, known: Known) -> None:
+    """Refuse to compare rows of different data, or such as were scored on something else than the study says.
+
+    Raises:
+        ConfigError: Names two rows, or the row.
+    """
+    scoring = fingerprint_of(scoring_of(study))
+    for cell in study.cells:
+        of_arm = [runs_of(study, known, cell, arm) for arm in study.arms_of(cell)]
+        for seed in study.seeds_of(cell):
+            rows = [row for each in of_arm if (row := each[seed]) is not None]
+            if strange := next((row for row in rows if row.facts.get("scoring", scoring) != scoring), None):
+                raise ConfigError(
+                    "corruptions and also_on: must be those with which the rows that are there were scored, but that of "
+                    f"{_called(strange)} was scored otherwise; give another --output, or the settings as they were"
+                )
+            marked = [row for row in rows if row.data]
+            if other := next((row for row in marked if row.data != marked[0].data), None):
+                raise ConfigError(
+                    f"rows that are compared must be of the same data, but that of {_called(marked[0])} has the fingerprint {marked[0].data}, "
+                    f"and that of {_called(other)} {other.data}"
+                )
+
+
+def _called(row: Row) -> str:
+    return f"{row.cell}, {row.arm}, seed {row.seed}"
 
 
 def compared(study: StudyPlan, known: Known, cell: Cell, arm: str, other: str, is_primary: bool) -> Comparison:

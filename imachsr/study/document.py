@@ -26,7 +26,7 @@ def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
         plots: Paths of pictures, relative to the text.
     """
     parts = [f"# {findings.name}", "## In words", "\n".join(f"* {line}" for line in words(findings))]
-    if any(each.pairs for each in findings.comparisons):
+    if any(map(_is_told, findings.comparisons)):
         parts += ["## Comparisons", _comparisons(findings)]
     if any(each["runs"] for each in findings.means):
         parts += ["## Means", _means(findings)]
@@ -46,13 +46,18 @@ def words(findings: Findings) -> list[str]:
     """The finding, a sentence a comparison, the declared one first; null results are told like others."""
     lines = [] if findings.done == findings.total else [f"{findings.done} of {findings.total} runs have ended: what follows is not complete."]
     ordered = sorted(findings.comparisons, key=lambda each: not each.is_primary)
-    lines += [_sentence(each, findings.metric, difference) for each in ordered if (difference := each.difference) is not None]
-    if waiting := [each for each in ordered if each.difference is None]:
+    lines += [_sentence(each, findings.metric) for each in ordered if _is_told(each)]
+    if waiting := [each for each in ordered if not _is_told(each)]:
         lines.append(f"No pair of runs has ended yet: {_by_cell(waiting)}.")
     if findings.against_itself is not None:
         lines.append(_itself(findings.against_itself, findings.metric, findings.control))
     lines += [f"{each['arm']} failed in {each['cell']} with seed {each['seed']}: {each['error']}" for each in findings.failures]
     return lines
+
+
+def _is_told(each: Comparison) -> bool:
+    """Whether there is something to say of it: a pair of runs that ended, or a run that failed."""
+    return each.pairs > 0 or each.verdict == "failed"
 
 
 def _by_cell(comparisons: Sequence[Comparison]) -> str:
@@ -62,9 +67,11 @@ def _by_cell(comparisons: Sequence[Comparison]) -> str:
     return "; ".join(f"{cell} ({', '.join(names)})" for cell, names in cells.items())
 
 
-def _sentence(each: Comparison, metric: str, difference: float) -> str:
+def _sentence(each: Comparison, metric: str) -> str:
     name = f"{each.cell}: {each.arm} against {each.other}" + (" (declared beforehand)" if each.is_primary else "")
-    what = f"{_amount(each, metric, difference)} in the mean of {each.pairs} pair{'s' * (each.pairs != 1)}"
+    if each.difference is None:
+        return f"{name}: not judged, since a run failed with {len(each.failed)} of the seeds, and no pair is left."
+    what = f"{_amount(each, metric, each.difference)} in the mean of {each.pairs} pair{'s' * (each.pairs != 1)}"
     if each.interval is not None:
         what += f" (95 % interval {between(each.interval, metric, signed=True)})"
     if each.verdict == "failed":
@@ -93,14 +100,12 @@ def _itself(found: Mapping[str, Any], metric: str, control: str) -> str:
 
 def _comparisons(findings: Findings) -> str:
     rows = []
-    for each in findings.comparisons:
-        if each.difference is None:
-            continue
+    for each in filter(_is_told, findings.comparisons):
         metric = findings.metric
         relative = "" if each.relative is None else f"{each.relative:+.1f}"
         numbers = ["" if p is None else f"{p:.3g}" for p in (each.p, each.p_wilcoxon, each.p_holm)]
         interval = "" if each.interval is None else between(each.interval, metric, signed=True)
-        difference = number(each.difference, metric, signed=True)
+        difference = "" if each.difference is None else number(each.difference, metric, signed=True)
         values = " ".join(number(value, metric, signed=True) for value in each.differences.values())
         arm = f"**{each.arm}**" if each.is_primary else each.arm
         rows.append([each.cell, arm, each.other, str(each.pairs), difference, relative, interval, *numbers, each.verdict, values])
@@ -127,9 +132,7 @@ def _means(findings: Findings) -> str:
 def _alongside(findings: Findings) -> str:
     shown = list(dict.fromkeys(name for each in findings.comparisons for name in each.alongside))
     rows = []
-    for each in findings.comparisons:
-        if each.difference is None:
-            continue
+    for each in filter(_is_told, findings.comparisons):
         cells = []
         for name in shown:
             found = each.alongside.get(name)
@@ -172,6 +175,8 @@ def notes(findings: Findings) -> list[str]:
             f"counts with p = 1. The smallest adjusted p that it allows is {family['smallest']:.2g}"
             + (": with so few seeds none of them could win, however large its gain." if family["smallest"] >= ALPHA else ".")
         )
+    if findings.primary_smallest is not None and findings.primary_smallest >= ALPHA:
+        lines.append(f"The comparison that was declared beforehand could not win: with so few seeds no p is below {findings.primary_smallest:.2g}.")
     if len(findings.machines) > 1:
         lines.append(f"Runs were made on {', '.join(findings.machines)}: the same seed gives the same numbers only on one kind of machine.")
     return lines

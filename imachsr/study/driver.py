@@ -16,12 +16,14 @@ from imachsr.files import LOCK, write_text
 from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint_of
 from imachsr.search.folder import lock
-from imachsr.study.load import study_to_dict
-from imachsr.study.plan import Wanted, wanted
+from imachsr.study.comparisons import check_rows
+from imachsr.study.load import make_study, study_to_dict
+from imachsr.study.plan import Wanted, scoring_of, wanted
 from imachsr.study.rows import DIGITS, FILE, Known, Row, read, write
-from imachsr.study.schema import StudyPlan
+from imachsr.study.schema import Primary, StudyPlan
 from imachsr.study.tracked import SETTINGS, folder_of, record, tell
 from imachsr.tracking.events import NullTracker, Tracker
+from imachsr.train import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,8 @@ class Study:
             if (self.folder / FILE).exists():
                 self.own = read(self.folder / FILE)
             self.known = Known([*self.own, *self.published])
+            self._check_declared()
+            check_rows(self.plan, self.known)
             write_text(self.folder / SETTINGS, dump_yaml(study_to_dict(self.plan)))
         except BaseException:
             self._opened.close()
@@ -93,6 +97,18 @@ class Study:
         if (before := load_yaml(path).get("name")) != self.plan.name:
             raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
 
+    def _check_declared(self) -> None:
+        """What is tested, and which comparison stands outside of Holm's families, is said before there are results, or not at all."""
+        if not self.own:
+            return
+        before = make_study(load_yaml(self.folder / SETTINGS))
+        for key, was, now in (("primary", before.primary, self.plan.primary), ("metric", before.metric, self.plan.metric)):
+            if was != now and now is not None:
+                raise ConfigError(
+                    f"{key}: must stay what it was before {len(self.own)} runs had ended, {_told(was)}, but got {_told(now)}; give another --output"
+                    + (", or primary=null: then Holm's adjustment is over all comparisons" if key == "primary" else "")
+                )
+
     def todo(self) -> list[Wanted]:
         """Runs that can begin."""
         return [each for each in self.planned() if each.run is not None and self._is_open(each)]
@@ -104,7 +120,7 @@ class Study:
     def planned(self) -> list[Wanted]:
         """All runs of the cells that are run; made anew only when one has ended, since every run's settings are checked as they are made."""
         if self._planned is None:
-            self._planned = [each for each in wanted(self.plan, self.known) if not self.only or each.cell in self.only]
+            self._planned = wanted(self.plan, self.known, only=self.only)
         return self._planned
 
     def _is_open(self, each: Wanted) -> bool:
@@ -157,13 +173,18 @@ class Study:
             taps=int(given.get("taps", 0)),
             # As in the file: who reads it sees what is seen here.
             scores={name: round(value, DIGITS) for name, value in given.get("scores", {}).items() if math.isfinite(value)},
-            facts={"revision": revisions()["imachsr"] or "", **given.get("facts", {})},
+            facts={"scoring": fingerprint_of(scoring_of(self.plan)), "revision": revisions()["imachsr"] or "", **given.get("facts", {})},
         )
         self.own.append(row)
         self.known.add(row)
         self._planned = None
         write(self.folder / FILE, self.own)
+        checkpoint.remove(self.output(each))  # not before its row is there: what ends in between is scored again, not trained
         return row
+
+
+def _told(declared: Primary | str | None) -> str:
+    return "none" if declared is None else f"{declared.arm} in {declared.cell}" if isinstance(declared, Primary) else declared
 
 
 def fingerprints(runs: Sequence[tuple[str, Run]]) -> dict[str, str]:
@@ -219,7 +240,7 @@ def run_study(
         while True:
             is_open = until is None or time.monotonic() < until
             for each in watched.next(pool.places - len(pool)) if is_open else ():
-                pool.begin(each, _config(each, study.plan), str(study.output(each)), _scoring(study.plan))
+                pool.begin(each, _config(each, study.plan), str(study.output(each)), watched.data_of(each), scoring_of(study.plan))
             if not len(pool):
                 return False
             watched.look()
@@ -238,12 +259,6 @@ def _config(each: Wanted, plan: StudyPlan) -> dict[str, Any]:
     if compute.device == "auto" and not budget.gpus_per_run:  # runs that reserve no GPU would all take the first one
         share["device"] = "cpu"
     return run_to_dict(each.run.model_copy(update={"compute": compute.model_copy(update=share)}))
-
-
-def _scoring(plan: StudyPlan) -> dict[str, Any]:
-    of = plan.corruptions
-    corruptions = None if of is None else {"names": of.names, "severities": of.severities}
-    return {"corruptions": corruptions, "also_on": plan.also_on}
 
 
 @dataclass(kw_only=True)
@@ -268,11 +283,15 @@ class _Watched:
             self.take(each, given)
         self._show(None)
 
-    def take(self, each: Wanted, given: Mapping[str, Any]) -> None:
+    def data_of(self, each: Wanted) -> str:
+        """Fingerprint of a run's data."""
         if each.key not in self.prints:  # of a cell of equal times, which was not planned at first
             assert each.run is not None
             self.prints |= fingerprints([(each.key, each.run)])
-        row = self.study.note(each, given, self.prints[each.key])
+        return self.prints[each.key]
+
+    def take(self, each: Wanted, given: Mapping[str, Any]) -> None:
+        row = self.study.note(each, given, self.data_of(each))
         if "lost" in given:
             self.say(f"{each.cell}, {each.arm}, seed {each.seed} was lost: {given['lost'][:200]}; the same command begins it again")
         if row is None:

@@ -9,7 +9,20 @@ import numpy as np
 
 from imachsr.config.words import word
 from imachsr.search.paired import sign_flip
-from imachsr.study.comparisons import Comparison, adjusted_by_family, compared, differences_of, families_of, has_score, mean_of, pairs_of, runs_of
+from imachsr.study.comparisons import (
+    Comparison,
+    adjusted_by_family,
+    check_rows,
+    compared,
+    differences_of,
+    families_of,
+    has_score,
+    mean_of,
+    pairs_of,
+    primary_smallest,
+    runs_of,
+)
+from imachsr.study.load import value_over
 from imachsr.study.pairings import PAIRINGS, false_rate
 from imachsr.study.plan import key_of, wanted
 from imachsr.study.rows import Known, Row
@@ -30,6 +43,7 @@ class Findings:
         charts: Gains over a setting.
         against_itself: False wins of the test; None without it.
         families: Holm's: name, number of comparisons, and the smallest adjusted p that their seeds allow.
+        primary_smallest: The smallest p that the seeds of the comparison that was declared beforehand allow; None without one.
         failures: Runs that failed: cell, arm, seed, error.
         done: Runs that have ended.
         total: Of all.
@@ -45,6 +59,7 @@ class Findings:
     charts: tuple[dict[str, Any], ...]
     against_itself: dict[str, Any] | None
     families: tuple[dict[str, Any], ...]
+    primary_smallest: float | None
     failures: tuple[dict[str, Any], ...]
     done: int
     total: int
@@ -61,7 +76,11 @@ def find(study: StudyPlan, known: Known) -> Findings:
     Args:
         study: The study.
         known: Rows; those of other studies are ignored.
+
+    Raises:
+        ConfigError: If they cannot be compared, see :func:`imachsr.study.comparisons.check_rows`.
     """
+    check_rows(study, known)
     every = wanted(study, known)
     rows = [known.get(each.key, each.seed) for each in every if each.key]
     ended = [row for row in rows if row is not None]
@@ -76,6 +95,7 @@ def find(study: StudyPlan, known: Known) -> Findings:
         charts=tuple(_chart(study, chart, comparisons) for chart in study.charts),
         against_itself=_against_itself(study, known),
         families=tuple(families_of(study)),
+        primary_smallest=primary_smallest(study),
         failures=tuple({"cell": row.cell, "arm": row.arm, "seed": row.seed, "error": row.error} for row in ended if not row.is_finished),
         done=len(ended),
         total=len(every),
@@ -118,9 +138,7 @@ def _chart(study: StudyPlan, chart: Chart, comparisons: Sequence[Comparison]) ->
     points = []
     for name in chart.cells:
         cell = study.cell(name)
-        at: Any = study.run_of(cell, study.control, 0).model_dump(mode="json")
-        for part in chart.over.split("."):
-            at = at[part]
+        at = value_over(chart, study.run_of(cell, study.control, 0))
         of_cell = [each for each in comparisons if each.cell == name and each.other == study.control and each.difference is not None]
         points += [{"cell": name, "arm": each.arm, "at": at, "difference": each.difference, "interval": each.interval} for each in of_cell]
     return {"over": chart.over, "points": points}

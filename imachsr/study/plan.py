@@ -1,13 +1,15 @@
 """Which runs a study needs, and which of these can begin."""
 
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from imachsr.config.schema import Run
 from imachsr.config.words import word
+from imachsr.data.corruptions import CORRUPTIONS
 from imachsr.search.canonical import canonical, fingerprint_of
-from imachsr.study.rows import Known
+from imachsr.study.rows import Known, Row
 from imachsr.study.schema import Cell, StudyPlan
 
 STEP = "time/step_ms"
@@ -37,16 +39,30 @@ class Wanted:
 def key_of(run: Run) -> str:
     """Fingerprint of what a run trains, apart from its seed and from where its data lie: these have a fingerprint of their own."""
     tree = canonical(run)
-    tree["data"].pop("root", None)
+    for settings in (tree["data"], tree["data"].get("kwargs", {})):
+        settings.pop("root", None)
     return fingerprint_of(tree)
 
 
-def wanted(study: StudyPlan, known: Known) -> list[Wanted]:
+def place_of(run: Run) -> str:
+    """Where a run's data lie; "" for data that lie nowhere."""
+    return str(getattr(run.data, "root", None) or getattr(run.data, "kwargs", {}).get("root") or "")
+
+
+def scoring_of(study: StudyPlan) -> dict[str, Any]:
+    """What a run is scored on at its end besides its own data, in plain values."""
+    of = study.corruptions
+    corruptions = None if of is None else {"names": list(of.names or CORRUPTIONS), "severities": list(of.severities)}
+    return {"corruptions": corruptions, "also_on": study.also_on}
+
+
+def wanted(study: StudyPlan, known: Known, *, only: Collection[str] = ()) -> list[Wanted]:
     """Every run of a study: seed by seed, so that what is broken off is balanced; then the control against itself, and the effects.
 
     Args:
         study: The study.
         known: Runs that have ended; those of a cell of equal times are settled by the times of these.
+        only: Names of cells whose runs are wanted; of all without any.
     """
     found: list[tuple[int, Wanted]] = []
     for cell in study.cells:
@@ -70,6 +86,8 @@ def wanted(study: StudyPlan, known: Known) -> list[Wanted]:
                 ordered.append(replace(_of(cell, effect.arm, seed, run), setting=f"{effect.key}={word(value)}"))
     unique: dict[Any, Wanted] = {}
     for each in ordered:
+        if only and each.cell not in only:
+            continue
         unique.setdefault((each.key, each.seed) if each.key else (each.cell, each.arm, each.seed), each)
     return list(unique.values())
 
@@ -81,15 +99,25 @@ def _of(cell: Cell, arm: str, seed: int, run: Run | None) -> Wanted:
 def equal_epochs(study: StudyPlan, cell: Cell, known: Known) -> dict[str, int]:
     """Epochs of every arm that take the time of the control's, rounded, at least one; {} until all runs that are timed have ended.
 
-    A step's time is the median over the seeds of each run's median, so that a busy moment does not decide.
+    What an arm's step takes of the control's is the median over the seeds with which both were timed on one kind of machine, so that neither a busy
+    moment nor another machine decides; {} also where there is no such seed.
     """
     like = study.cell(str(cell.like))
-    times: dict[str, float] = {}
-    for arm in study.arms_of(cell):
-        rows = [known.get(key_of(study.run_of(like, arm, seed)), seed) for seed in study.seeds_of(cell)]
-        measured = [row.scores[STEP] for row in rows if row is not None and row.is_finished and STEP in row.scores]
-        if any(row is None for row in rows) or not measured:
-            return {}
-        times[arm] = statistics.median(measured)
+    rows = {arm: {seed: known.get(key_of(study.run_of(like, arm, seed)), seed) for seed in study.seeds_of(cell)} for arm in study.arms_of(cell)}
+    if any(row is None for of_arm in rows.values() for row in of_arm.values()):
+        return {}
     full = study.run_of(like, study.control, study.seeds_of(cell)[0]).optimizer.epochs
-    return {arm: full if arm == study.control else max(1, round(full * times[study.control] / took)) for arm, took in times.items()}
+    found = {}
+    for arm, of_arm in rows.items():
+        taken = [ratio for seed, row in of_arm.items() if (ratio := _step_ratio(row, rows[study.control][seed])) is not None]
+        if not taken:
+            return {}
+        found[arm] = max(1, round(full / statistics.median(taken)))
+    return found
+
+
+def _step_ratio(one: Row | None, two: Row | None) -> float | None:
+    """What a step of one run takes of that of another one; None where that cannot be told."""
+    if one is None or two is None or not (one.is_finished and two.is_finished and one.scores.get(STEP) and two.scores.get(STEP)):
+        return None
+    return one.scores[STEP] / two.scores[STEP] if one.facts.get("machine") == two.facts.get("machine") else None

@@ -13,7 +13,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 
 def plot(findings: Findings, folder: Path) -> list[str]:
-    """Write differences.svg, and a picture for each chart; their names.
+    """Write differences.svg, and a picture for each chart, numbered where several are over the same setting; their names.
 
     Args:
         findings: What was found.
@@ -28,7 +28,9 @@ def plot(findings: Findings, folder: Path) -> list[str]:
             drawn.append(_write(_differences(findings), folder / "differences.svg"))
         for chart in findings.charts:
             if chart["points"]:
-                drawn.append(_write(_gain(chart, findings.metric), folder / f"gain_over_{chart['over'].replace('.', '_')}.svg"))
+                name = f"gain_over_{chart['over'].replace('.', '_')}"
+                again = sum(each.startswith(f"{name}.") or each.startswith(f"{name}-") for each in drawn)
+                drawn.append(_write(_gain(chart, findings.metric), folder / f"{name}{f'-{again + 1}' * bool(again)}.svg"))
     return drawn
 
 

@@ -16,7 +16,7 @@ DIGITS = 6
 """Behind the point."""
 _COUNTS = ("seed", "epochs", "taps")
 FIXED = ("cell", "arm", "setting", "seed", "key", "data", "state", "error", "epochs", "taps")
-_FACTS = ("revision", "torch", "machine", "date")
+_FACTS = ("scoring", "revision", "torch", "machine", "date")
 BEHIND = ("time/step_ms", "images_per_s", "memory/peak_mib", "wall_s", *_FACTS)
 
 
@@ -36,7 +36,7 @@ class Row:
         epochs: That it ran.
         taps: Supervised layers.
         scores: Numbers of the last epoch and of what was scored behind it.
-        facts: What it ran on.
+        facts: What it ran on, and ``scoring``: fingerprint of what it was scored on besides its own data.
     """
 
     cell: str

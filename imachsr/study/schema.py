@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from imachsr.config.load import make_run, merge, nested, resolve
 from imachsr.config.schema import Run
@@ -150,7 +150,8 @@ class StudyPlan(Settings):
         against_itself: The control against itself.
         metric: That is tested, of the last epoch: a key of the rows; higher is better unless it is ece, nll or loss.
         corruptions: Scoring on spoilt images; null: none.
-        also_on: Other data that every trained model is scored on at the end: names, and dotted settings (``shifted: {data.domain: shifted}``).
+        also_on: Other data that every trained model is scored on at the end: names, and dotted settings (``shifted: {data.domain: shifted}``);
+            null: none.
         budget: What runs take.
     """
 
@@ -166,7 +167,7 @@ class StudyPlan(Settings):
     against_itself: AgainstItself | None = None
     metric: str = "val/miou"
     corruptions: Corruptions | None = None
-    also_on: dict[str, dict[str, Any]] = {}
+    also_on: Annotated[dict[str, dict[str, Any]], BeforeValidator(lambda given: {} if given is None else given)] = {}
     budget: StudyBudget = StudyBudget()
 
     @property

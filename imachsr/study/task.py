@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import shutil
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,23 +11,28 @@ from typing import Any
 
 import torch
 
-from imachsr.config.load import make_run
+from imachsr.config.load import load_yaml, make_run, run_to_dict
 from imachsr.config.schema import Run
+from imachsr.files import write_text
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, decide
 from imachsr.train.evaluate import Corrupted, evaluate, score_corrupted, trained_model
 from imachsr.train.loop import Result, train
+from imachsr.train.state import changed
 from imachsr.train.stopping import TrainingStopped
 
+ORIGIN = "data.txt"
+"""In a run's folder: the fingerprint of the data that its training began with."""
 _MEDIANS = ("time/step_ms", "images_per_s")
 
 
-def run_to_row(config: Mapping[str, Any], output: str, scoring: Mapping[str, Any]) -> dict[str, Any]:
+def run_to_row(config: Mapping[str, Any], output: str, data: str, scoring: Mapping[str, Any]) -> dict[str, Any]:
     """Train a run, or go on with it, and score what came out.
 
     Args:
         config: All settings of the run.
-        output: Its folder; checkpoints are removed once its scores are there.
+        output: Its folder; what was begun there with other settings or other data is begun anew.
+        data: Fingerprint of its data.
         scoring: ``corruptions`` (arguments of :class:`Corrupted`, or None) and ``also_on`` (overrides by name).
 
     Returns:
@@ -34,14 +40,27 @@ def run_to_row(config: Mapping[str, Any], output: str, scoring: Mapping[str, Any
     """
     run, folder = make_run(config), Path(output)
     try:
+        _make_way(folder, run, data)
         result = train(run, output=folder, resume=True)
         scores = _scores(result, folder) | _beyond(run, folder, scoring)
     except TrainingStopped:
         return {"stopped": True}
     except (ValueError, FloatingPointError, RuntimeError, OSError) as error:
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}", "epochs": _epochs(folder)}
-    checkpoint.remove(folder)
     return {"scores": scores, "facts": facts(run), "epochs": len(result.history), "taps": len(result.taps)}
+
+
+def _make_way(folder: Path, run: Run, data: str) -> None:
+    """Drop a training that was begun with other settings or other data, and note the data of this one.
+
+    Its folder is named after what decides a run's result, which settings without an effect, or files that were replaced in place, do not change.
+    """
+    settings, origin = folder / "run.yaml", folder / ORIGIN
+    has_other_data = origin.exists() and origin.read_text(encoding="utf-8") != data
+    if has_other_data or (settings.exists() and changed(load_yaml(settings), run_to_dict(run))):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(origin, data)
 
 
 def _scores(result: Result, folder: Path) -> dict[str, float]:

@@ -51,9 +51,9 @@ class Pool:
         """Names of what runs."""
         return list(self._running.values())
 
-    def begin(self, name: Any, config: Mapping[str, Any], output: str, scoring: Mapping[str, Any]) -> None:
+    def begin(self, name: Any, config: Mapping[str, Any], output: str, data: str, scoring: Mapping[str, Any]) -> None:
         """Begin a run; arguments as in :func:`imachsr.study.task.run_to_row`."""
-        self._running[self._remote.remote(config, output, scoring)] = name
+        self._running[self._remote.remote(config, output, data, scoring)] = name
 
     def ended(self) -> list[tuple[Any, dict[str, Any]]]:
         """Runs that have ended since the last call, after half a second at most: their names and what they gave, ``lost`` for those that died."""

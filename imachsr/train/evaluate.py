@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only  # no public module o
 
 from imachsr.config.build import build_model, output_loss
 from imachsr.config.load import make_run, parse_overrides
-from imachsr.config.schema import ConfigError, Run
+from imachsr.config.schema import SCORED_ON, ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.classes import partners
@@ -31,7 +31,6 @@ from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikel
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
 BATCH = 16
-CHANGEABLE = ("data", "compute", "output_loss")
 
 
 @torch.no_grad()
@@ -244,8 +243,8 @@ def evaluate(
     """
     dotted = parse_overrides(overrides)
     for key in dotted:
-        if key.partition(".")[0] not in CHANGEABLE:
-            raise ConfigError(f"an override must begin with {', '.join(CHANGEABLE)}, since the model is trained already, but got {key}")
+        if key.partition(".")[0] not in SCORED_ON:
+            raise ConfigError(f"an override must begin with {', '.join(SCORED_ON)}, since the model is trained already, but got {key}")
     state = checkpoint.load(folder, which)
     before = make_run(json.loads(state["run"]))
     run = make_run(json.loads(state["run"]), dotted)

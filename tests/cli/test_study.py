@@ -152,3 +152,23 @@ def test_rows_of_other_data_are_refused(run: Cli, tmp_path: Path) -> None:
 
 def test_search_says_that_a_study_is_none(run: Cli) -> None:
     assert f"imachsr study {ABLATION}" in one_error(run("search", ABLATION))
+
+
+def test_what_is_missing_is_counted_and_the_command_that_goes_on_would_run_something(toy: Path, tmp_path: Path) -> None:
+    from imachsr.cli.study import _what_is_missing
+    from imachsr.study.driver import Study
+    from imachsr.study.load import load_study
+
+    def said(*cells: str, ended: int) -> str:
+        with Study(plan=load_study(toy), folder=tmp_path / "-".join([*cells, str(ended)]), only=cells) as held:
+            for each in held.todo()[:ended]:
+                held.note(each, {"scores": {"val/miou": 1.0, "time/step_ms": 5.0}}, "")
+            return _what_is_missing(held, ["toy.yaml"], list(cells), 9)
+
+    assert said(ended=1) == "9 runs are missing; to go on: imachsr study toy.yaml"
+    assert said("half", ended=1) == "1 run is missing; to go on: imachsr study toy.yaml --cell half"
+    assert said("half", ended=2) == "9 runs of all cells are missing; to go on with all: imachsr study toy.yaml"
+    assert (
+        said("timed", ended=0)
+        == "9 runs of all cells are missing; timed needs the times of another cell's runs; to go on with all: imachsr study toy.yaml"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from imachsr.config.schema import ConfigError
+from imachsr.search.canonical import fingerprint_of
 from imachsr.study.document import document, table, words
 from imachsr.study.findings import find
 from imachsr.study.pairings import false_rate
+from imachsr.study.plan import scoring_of
 from imachsr.study.plots import plot
 from imachsr.study.rows import Known
 from imachsr.tracking.events import finite
@@ -114,6 +118,43 @@ def test_a_run_that_failed_is_not_left_out() -> None:
     assert any("full failed in small with seed 3: FloatingPointError: loss" in line for line in words(found))
 
 
+def test_an_arm_that_failed_with_every_seed_is_told_as_failed_and_not_as_waiting() -> None:
+    plan = study()
+    rows = [replace(each, state="failed", scores={}) if each.arm == "homogeneous" else each for each in filled(plan, value).all()]
+    found = find(plan, Known(rows))
+    assert "small: homogeneous against output_only: not judged, since a run failed with 8 of the seeds, and no pair is left." in words(found)
+    assert "| small | homogeneous | output_only | 0 |" in document(found)
+    assert "No pair of runs has ended yet" not in document(found)
+
+
+def test_rows_of_different_data_are_not_compared() -> None:
+    plan = study()
+    rows = [replace(each, data="one") for each in filled(plan, value).all()]
+    find(plan, Known(rows))
+    rows[-1] = replace(rows[-1], data="two")
+    with pytest.raises(
+        ConfigError, match="must be of the same data, but that of large, output_only, seed 7 has the fingerprint one, and that of large, full"
+    ):
+        find(plan, Known(rows))
+
+
+def test_rows_that_were_scored_otherwise_are_not_compared() -> None:
+    plan = study(corruptions={"severities": [1, 3]})
+    own = fingerprint_of(scoring_of(plan))
+    rows = [replace(each, facts={"scoring": own} if each.seed else {}) for each in filled(plan, value).all()]
+    find(plan, Known(rows))
+    with pytest.raises(
+        ConfigError, match="corruptions and also_on: must be those with which the rows that are there were scored, but that of small, output_only"
+    ):
+        find(study(corruptions={"severities": [3]}), Known(rows))
+
+
+def test_what_could_not_win_is_told() -> None:
+    assert find(study(), Known()).primary_smallest == pytest.approx(2 / 2**8)
+    few = study(seeds=[0, 1, 2, 3, 4])
+    assert "The comparison that was declared beforehand could not win: with so few seeds no p is below 0.062." in document(find(few, Known()))
+
+
 def test_a_null_result_is_told_as_one() -> None:
     plan = study()
     found = find(plan, filled(plan, lambda cell, arm, seed: 40 + float(np.random.default_rng([seed, *arm.encode()]).normal())))
@@ -138,6 +179,11 @@ def test_the_test_finds_differences_between_equal_runs_as_rarely_as_it_says() ->
     half = find(plan, filled(plan, value)).against_itself
     assert half is not None
     assert (half["runs"], half["of"], half["rate"]) == (8, 16, None)
+
+
+def test_with_many_pairs_the_rate_is_estimated() -> None:
+    values = list(np.random.default_rng(1).normal(size=56))
+    assert 0.02 < false_rate(values, pairings=500) < 0.09
 
 
 def test_effects_are_shown_without_tests() -> None:
@@ -166,6 +212,13 @@ def test_charts_read_their_place_from_the_runs(tmp_path: Path) -> None:
     first = (tmp_path / drawn[0]).read_bytes()
     plot(found, tmp_path)
     assert (tmp_path / drawn[0]).read_bytes() == first
+
+
+def test_two_charts_over_one_setting_are_two_pictures(tmp_path: Path) -> None:
+    cells = [{"name": f"n{epochs}", "set": {"optimizer.epochs": epochs}} for epochs in (4, 8, 16)]
+    charts = [{"over": "optimizer.epochs", "cells": ["n4", "n8"]}, {"over": "optimizer.epochs", "cells": ["n8", "n16"]}]
+    plan = study(cells=cells, primary=None, charts=charts)
+    assert plot(find(plan, filled(plan, value)), tmp_path)[1:] == ["gain_over_optimizer_epochs.svg", "gain_over_optimizer_epochs-2.svg"]
 
 
 def test_the_document_holds_every_number_and_no_cell_breaks_its_table() -> None:

@@ -47,6 +47,28 @@ def test_times_are_made_equal_once_all_are_measured() -> None:
     assert len(after) == 9 + 6
 
 
+def test_times_of_two_machines_are_not_compared() -> None:
+    plan = study(cells=TIMED, seeds=[0, 1])
+    took = {"output_only": 100, "homogeneous": 125, "full": 200}
+    rows = [row(plan, "small", arm, seed, 50.0, time__step_ms=took[arm] / (1 + 3 * seed)) for arm in took for seed in (0, 1)]
+    # Seed 1 ran on a machine four times as fast; of the last arm only the control did.
+    there = [replace(each, facts={"machine": "fast" if each.seed and each.arm != "full" else "slow"}) for each in rows]
+    assert equal_epochs(plan, plan.cell("timed"), Known(there)) == {"output_only": 10, "homogeneous": 8, "full": 5}
+    apart = [replace(each, facts={"machine": each.arm}) for each in rows]
+    assert equal_epochs(plan, plan.cell("timed"), Known(apart)) == {}
+
+
+def test_a_cell_by_itself_has_all_its_runs_those_that_another_cell_shares_too() -> None:
+    tuned = {"name": "tuned", "of_arm": {"full": {"method.alpha": 0.8}}}
+    plan = study(cells=[{"name": "small"}, tuned], seeds=[0])
+    assert [(each.cell, each.arm) for each in wanted(plan, Known(), only=["tuned"])] == [
+        ("tuned", "output_only"),
+        ("tuned", "homogeneous"),
+        ("tuned", "full"),
+    ]
+    assert [(each.cell, each.arm) for each in wanted(plan, Known())][3:] == [("tuned", "full")]
+
+
 def test_an_arm_that_is_as_fast_as_the_control_is_not_run_again() -> None:
     plan = study(cells=TIMED, seeds=[0])
     rows = [row(plan, "small", arm, 0, 50.0, time__step_ms=100) for arm in ("output_only", "homogeneous", "full")]

@@ -10,6 +10,7 @@ from imachsr.study.load import load_study, make_study, study_to_dict
 from imachsr.study.schema import is_higher_better
 from tests.study.rows import RAW, study
 
+CAMVID = {"data": {"kind": "camvid", "root": "camvid", "size": [64, 64]}}
 TIME = {"name": "timed", "equal": "time", "like": "small"}
 
 
@@ -64,13 +65,56 @@ def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
         ({"effects": [{"cell": "small", "arm": "full", "key": "method.loss", "values": ["dise"], "seeds": [0]}]}, "effects.0: .*'dice'"),
         ({"against_itself": {"cell": "small", "seeds": [100]}}, "against_itself.seeds: must be 8 seeds that small has not"),
         ({"against_itself": {"cell": "small", "seeds": [7, 8, 9, 10, 11, 12, 13, 14]}}, "against_itself.seeds"),
+        ({"against_itself": {"cell": "small", "seeds": [100, 100, 101, 102, 103, 104, 105, 106]}}, "against_itself.seeds"),
+        (
+            {"effects": [{"cell": "small", "arm": "full", "key": "method.loss", "values": ["dice"], "seeds": [0, 0]}]},
+            "effects.0.seeds: each must be there once",
+        ),
         ({"corruptions": {"severities": [6]}}, "severities"),
+        (
+            {"charts": [{"over": "optimizer.epoch", "cells": ["small", "large"]}]},
+            "charts.0.over: must name a setting that is a number.*nearest: 'epochs'",
+        ),
+        (
+            {"charts": [{"over": "optimizer.ema", "cells": ["small", "large"]}]},
+            "charts.0.over: must name a setting that is a number, but optimizer.ema is",
+        ),
+        ({"charts": [{"over": "data.kind.x", "cells": ["small", "large"]}]}, "charts.0.over: must name a setting"),
+        ({"metric": "val/mIoU"}, "metric: must be a key of a run's row, but got 'val/mIoU'; nearest: 'val/miou'"),
+        ({"metric": "corrupted/miou"}, "metric: must be a key of a run's row"),
+        ({"also_on": {"val": {"data.domain": "shifted"}}}, "also_on: names must be without / and none of val"),
+        ({"also_on": {"night": {"optimizer.lr": 1}}}, "also_on.night: keys must begin with data, compute, output_loss"),
+        ({"also_on": {"night": {"data.domain": "nigth"}}}, "also_on.night: data.domain: .*'nigth'"),
+        (
+            {"run": CAMVID, "also_on": {"night": {"data.domain": "shifted"}}},
+            "cells.0: with the arm output_only: also_on.night: data: 'domain' is no setting of 'camvid'",
+        ),
+        (
+            {"run": CAMVID, "cells": [{"name": "small", "set": {"data.root": "a"}}, {"name": "large", "set": {"data.root": "b"}}]},
+            "cells.1: with the arm output_only: data that differ must differ in more than their place, but b and a do not",
+        ),
         ({"sedes": [1]}, "sedes: is no setting; nearest: 'seeds'"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_study({**RAW, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "val/iou/road"},
+        {"metric": "time/step_ms"},
+        {"metric": "night/ece", "also_on": {"night": {"data.domain": "shifted"}}},
+        {"metric": "corrupted/fog/3/miou", "corruptions": {"severities": [3]}},
+        {"run": CAMVID, "also_on": {"streets": {"data.kind": "cityscapes", "data.root": "there"}}},
+        {"also_on": None},
+    ],
+)
+def test_what_a_row_will_have_can_be_tested(changes: dict[str, Any]) -> None:
+    plan = make_study({**RAW, **changes})
+    assert make_study(study_to_dict(plan)) == plan
 
 
 def test_mistakes_in_a_file_are_told_with_its_line(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""What a study's folder keeps, and what of a training that was broken off is gone on with."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imachsr.config.load import run_to_dict
+from imachsr.config.schema import ConfigError
+from imachsr.study.driver import Study
+from imachsr.study.rows import FILE, Known, read
+from imachsr.study.schema import StudyPlan
+from imachsr.study.task import run_to_row
+from imachsr.train import checkpoint
+from imachsr.train.state import changed
+from tests.study.rows import RAW, row, study
+
+TINY = {"data": {"kind": "scenes", "size": [32, 32], "num_train": 4, "num_val": 2}, "optimizer": {"epochs": 1, "batch_size": 2}}
+NOTHING: dict[str, Any] = {"corruptions": None, "also_on": {}}
+
+
+def config(**further: Any) -> dict[str, Any]:
+    plan = study(run=TINY)
+    return run_to_dict(plan.run_of(plan.cell("small"), "output_only", 0, further))
+
+
+def begun(folder: Path, plan: StudyPlan) -> None:
+    """A folder in which a run of the study has ended."""
+    with Study(plan=plan, folder=folder) as held:
+        each = held.todo()[0]
+        assert held.note(each, {"scores": {"val/miou": 40.0}, "epochs": 1}, "data") is not None
+
+
+def test_a_row_says_how_it_was_scored_and_the_checkpoint_goes_once_it_is_there(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        each = held.todo()[0]
+        given = run_to_row(run_to_dict(each.run), str(held.output(each)), "data", NOTHING)  # type: ignore[arg-type]
+        assert checkpoint.exists(held.output(each)), "a driver that dies now finds what was trained"
+        held.note(each, given, "data")
+        assert not checkpoint.exists(held.output(each))
+    assert len(read(tmp_path / "s" / FILE)[0].facts["scoring"]) == 16
+
+
+def test_what_was_begun_goes_on_unless_its_data_or_settings_are_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = run_to_row(config(), str(folder), "one", NOTHING)
+    (folder / "mark").touch()
+    again = run_to_row(config(), str(folder), "one", NOTHING)
+    assert again["scores"]["val/miou"] == first["scores"]["val/miou"]
+    assert (folder / "mark").exists(), "it was trained already"
+    for further, data in (({}, "two"), ({"method.loss": "dice"}, "two")):
+        found = run_to_row(config(**further), str(folder), data, NOTHING)
+        assert "error" not in found
+        assert found["scores"]["val/miou"] == first["scores"]["val/miou"]
+        assert not (folder / "mark").exists()
+        (folder / "mark").touch()
+
+
+def test_data_that_were_moved_are_the_same_settings() -> None:
+    def at(root: str, **further: Any) -> dict[str, Any]:
+        return {"data": {"kind": "folder", "root": root, **further}, "seed": 1, "name": root}
+
+    assert changed(at("here"), at("there", cache=False)) == []
+    assert changed(at("here"), {**at("there"), "seed": 2}) == ["seed"]
+    assert changed(at("here"), at("here", size=[32, 32])) == ["data"]
+    mine = [{"data": {"kind": "import", "path": "a:b", "kwargs": {"root": root, "fold": 1}}} for root in ("here", "there")]
+    assert changed(*mine) == []
+    assert changed(mine[0], {"data": {**mine[0]["data"], "kwargs": {"root": "here", "fold": 2}}}) == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"primary": {"cell": "large", "arm": "full"}},
+            "primary: must stay what it was before 1 runs had ended, full in small, but got full in large",
+        ),
+        ({"metric": "val/ece"}, "metric: must stay what it was before 1 runs had ended, val/miou, but got val/ece; give another --output"),
+        ({"corruptions": {"severities": [3]}}, "corruptions and also_on: must be those with which the rows that are there were scored"),
+    ],
+)
+def test_what_is_declared_is_not_changed_after_results(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    begun(tmp_path / "s", study(run=TINY))
+    before = (tmp_path / "s/study.yaml").read_text()
+    with pytest.raises(ConfigError, match=message), Study(plan=study(run=TINY, **changes), folder=tmp_path / "s"):
+        pass
+    assert (tmp_path / "s/study.yaml").read_text() == before
+
+
+def test_a_declaration_can_be_taken_back_and_not_made_again(tmp_path: Path) -> None:
+    begun(tmp_path / "s", study(run=TINY))
+    with Study(plan=study(run=TINY, primary=None), folder=tmp_path / "s"):
+        pass
+    with (
+        pytest.raises(ConfigError, match="primary: must stay what it was before 1 runs had ended, none"),
+        Study(plan=study(run=TINY), folder=tmp_path / "s"),
+    ):
+        pass
+
+
+def test_cells_and_seeds_may_be_added(tmp_path: Path) -> None:
+    begun(tmp_path / "s", study(run=TINY))
+    more = study(run=TINY, cells=[*RAW["cells"], {"name": "third", "set": {"optimizer.epochs": 2}}], seeds=list(range(9)))
+    with Study(plan=more, folder=tmp_path / "s") as held:
+        assert len(held.todo()) == 9 * 8 - 1
+
+
+def test_rows_of_other_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    rows = [replace(row(plan, "small", arm, 0, 40.0), data=arm) for arm in ("output_only", "full")]
+    with pytest.raises(ConfigError, match="must be of the same data"), Study(plan=plan, folder=tmp_path / "s", published=rows):
+        pass
+    assert Known(rows)
