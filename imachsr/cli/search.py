@@ -91,16 +91,15 @@ def _resumed(folder: Path, config: str | None, overrides: list[str], extend: int
 def _connected(storage: str, resume: Path | None) -> "Courier":
     """The storage that a search is kept in; what is there and not here is brought when it is continued."""
     from imachsr.config.schema import ConfigError
-    from imachsr.search.database import FILE
-    from imachsr.search.folder import holds_search
-    from imachsr.search.mirror import fetch
+    from imachsr.search.folder import SETTINGS, holds_search
+    from imachsr.search.mirror import fetch, refuse_older
     from imachsr.train.courier import connect
 
     courier = connect(storage)
-    if resume is None and FILE in courier.ask("names", ""):
+    if resume is None and SETTINGS in courier.ask("names", ""):
         raise ConfigError(f"{courier.uri} must be a new folder, but holds a search; give another --storage, or continue it with --resume")
-    if resume is not None and not holds_search(resume):
-        fetch(courier, resume)
+    if resume is not None:
+        (refuse_older if holds_search(resume) else fetch)(courier, resume)
     return courier
 
 
@@ -224,9 +223,15 @@ def search(
         )
     page = write_report(folder)
     failure = failure_of(summary, folder)
+    is_shown = study is None or without_password(study) == study
     again = shlex.join(
         ["imachsr", "search", "--resume", str(folder)]
-        + [word for name, value in (("--storage", storage), ("--study", study and without_password(study))) if value for word in (name, value)]
+        + [
+            word
+            for name, value in (("--storage", storage), ("--study", study if is_shown else None), ("--address", address))
+            if value
+            for word in (name, value)
+        ]
         + tracking_options(wandb, wandb_project)
     )
     confirmed: dict[str, Any] | None = None
@@ -255,7 +260,8 @@ def search(
             go_on += [f"imachsr export {quoted} --out {run_file}", f"imachsr train {run_file} --output {run_folder}"]
         if not is_whole:
             go_on = [again]
-        say("to look at the runs, and to go on:")
+        secret = "" if is_whole or is_shown else " (with IMACHSR_STUDY or --study, whose password is not shown)"
+        say(f"to look at the runs, and to go on{secret}:")
         for line in [*lines, *go_on]:
             say(f"  {line}")
     for line in summary["alarms"]:

@@ -1,6 +1,7 @@
 """A search's bookkeeping kept up to date in a storage, beside the search and without ever holding it up."""
 
 import contextlib
+import json
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from types import TracebackType
 
 from imachsr.config.schema import ConfigError
 from imachsr.search.database import FILE as STUDY
+from imachsr.search.database import URL_FILE
 from imachsr.search.folder import SETTINGS
 from imachsr.search.ledger import FILE as LEDGER
 from imachsr.search.networks import FILE as NETWORKS
@@ -16,7 +18,7 @@ from imachsr.search.summary import FILE as SUMMARY
 from imachsr.search.summary import Trials
 from imachsr.train.courier import Courier, MissingError, RemoteError
 
-NAMES = (SETTINGS, STUDY, LEDGER, NETWORKS, SUMMARY)
+NAMES = (SETTINGS, URL_FILE, STUDY, LEDGER, NETWORKS, SUMMARY)
 """Files that a search is continued from, in the order in which they are written."""
 EVERY_S = 10.0
 """Least time between two rounds of uploads, seconds."""
@@ -132,6 +134,37 @@ def _copy(path: Path, copy: Path) -> None:
         copy.write_bytes(path.read_bytes())
 
 
+def refuse_older(courier: Courier, folder: Path) -> None:
+    """Refuse to go on in a folder that lacks what its storage has: another machine went on, and its trials would be overwritten.
+
+    Raises:
+        ConfigError: Says how much is there, and what to do.
+        RemoteError: If the storage cannot be read.
+    """
+    path = folder / f".{SUMMARY}.there"
+    try:
+        courier.ask("fetch", SUMMARY, str(path))
+        there = _epochs(path)
+    except MissingError:
+        return
+    finally:
+        path.unlink(missing_ok=True)
+    here = _epochs(folder / SUMMARY)
+    if lacking := sum(count > here.get(number, -1) for number, count in there.items()):
+        raise ConfigError(
+            f"{folder} must hold all that {courier.uri} does, but lacks epochs of {lacking} of its {len(there)} trials: the search was continued "
+            "elsewhere; continue it in a new folder, --resume NEW with the same --storage"
+        )
+
+
+def _epochs(summary: Path) -> dict[int, int]:
+    """Of each trial, by a summary; none where that is missing or broken."""
+    try:
+        return {int(trial["number"]): int(trial["epochs"]) for trial in json.loads(summary.read_text(encoding="utf-8"))["trials"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def fetch(courier: Courier, folder: Path) -> None:
     """Bring the bookkeeping of a search to a folder that has none.
 
@@ -145,7 +178,8 @@ def fetch(courier: Courier, folder: Path) -> None:
         try:
             courier.ask("fetch", name, str(path))
         except MissingError:
-            if name in (SETTINGS, STUDY):
+            has_study = name != STUDY or (folder / URL_FILE).exists()
+            if name == SETTINGS or not has_study:
                 raise ConfigError(f"{courier.uri} must hold a search to go on with, but has no {name}") from None
         else:
             path.replace(folder / name)
