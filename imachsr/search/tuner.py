@@ -28,7 +28,7 @@ from imachsr.search.task import Function, Task, Training, rehearse
 from imachsr.search.worker import Messages, run_function, run_training
 from imachsr.tracking.events import Tracker
 from imachsr.train import checkpoint
-from imachsr.train.capacity import await_room, connect, room, words
+from imachsr.train.capacity import at_a_time, await_room, connect, may_grow, room, words
 from imachsr.train.courier import Courier
 from imachsr.train.faults import hung
 from imachsr.train.stopping import take_termination_as_interrupt
@@ -244,9 +244,10 @@ def _reserve(search: Search, say: Callable[[str], object], *, is_training: bool)
         raise ConfigError(f"budget: one node of the cluster must have {words(wanted)} for a trial, but none has both")
     if is_training and ray.cluster_resources().get("GPU", 0) and not budget.gpus_per_trial and search.base().compute.device == "auto":
         warnings.warn("trials use the CPU, because budget.gpus_per_trial is 0; the cluster has GPUs: budget.gpus_per_trial=1 uses them", stacklevel=2)
-    concurrency = found if budget.concurrency == "auto" else min(budget.concurrency, found)
-    concurrency = min(concurrency, budget.trials)
-    limit = f"; budget.concurrency={budget.concurrency} would not fit" if budget.concurrency != "auto" and budget.concurrency > found else ""
+    grows = workers == 1 and may_grow()  # workers of several trials that wait for one another's places would all wait for ever
+    concurrency = min(at_a_time(budget.concurrency, found, grows=grows), budget.trials)
+    is_beyond = budget.concurrency != "auto" and budget.concurrency > found
+    limit = "" if not is_beyond else "; more nodes may come" if grows else f"; budget.concurrency={budget.concurrency} would not fit"
     taken = words(wanted) if workers == 1 else f"{workers} workers of {words(wanted)}"
     say(f"{concurrency} trials at a time: the cluster holds {found}, each with {taken}{limit}")
     return concurrency
@@ -268,6 +269,7 @@ def _run(
         "selection": asdict(search.selection),
         "limits": search.limits.model_dump(mode="json"),
         "trials": max(1, min(concurrency * workers, on_a_node)),
+        "gpus": search.budget.gpus_per_trial,
         "workers": workers,
         "cpus": search.budget.cpus_per_trial,
         "board": board,

@@ -119,7 +119,8 @@ def _beyond(run: Run, job: Mapping[str, Any]) -> dict[str, Any] | None:
     if not limits:
         return None
     if limits.get("memory_mib") == "auto":
-        limits["memory_mib"] = fair_share_mib(decide(run.compute, Machine.here()).device, trials=job["trials"])
+        device = decide(run.compute, Machine.here()).device
+        limits["memory_mib"] = fair_share_mib(device, trials=sharing(device, trials=job["trials"], gpus=job["gpus"]))
     try:
         footprint = _footprint(run, job["workers"])
     except TooLargeError as error:
@@ -130,6 +131,17 @@ def _beyond(run: Run, job: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     words = [f"limits.{name}={limits[name]:.0f}, but a trial would take {found[name]:.0f}" for name in excess]
     return {"excess": excess, "why": "infeasible: " + "; ".join(words), "footprint": found}
+
+
+def sharing(device: str, *, trials: int, gpus: float) -> int:
+    """How many trials, or workers of one, share the memory that each sees: a node's, or that of its GPU.
+
+    Args:
+        device: "cpu" or "cuda".
+        trials: On a node at a time, >= 1.
+        gpus: That each reserves, >= 0; with 0 all are on the same one.
+    """
+    return trials if device != "cuda" or not gpus else max(1, int(1 / gpus + 1e-5))
 
 
 def _footprint(run: Run, workers: int) -> Footprint:

@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from imachsr.config.schema import ConfigError
 from imachsr.study.schema import StudyBudget
 from imachsr.study.task import run_to_row
-from imachsr.train.capacity import await_room, connect, room, words
+from imachsr.train.capacity import at_a_time, await_room, connect, may_grow, room, words
 from imachsr.train.stopping import take_termination_as_interrupt
 
 POLL_S = 0.5
@@ -38,7 +38,7 @@ class Pool:
         await_room(bundle, 1, what="1 run", say=say)
         if not (found := room(bundle)):
             raise ConfigError(f"budget: one node of the cluster must have {words(bundle)} for a run, but none has")
-        self.places = found if budget.concurrency == "auto" else min(found, budget.concurrency)
+        self.places = at_a_time(budget.concurrency, found, grows=may_grow())
         say(f"{self.places} runs at a time, each with {words(bundle)}; the cluster holds {found}")
         options = {"num_cpus": budget.cpus_per_run, "num_gpus": budget.gpus_per_run, "max_retries": RETRIES}
         self._remote = ray.remote(**options)(run_to_row)

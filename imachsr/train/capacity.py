@@ -116,6 +116,17 @@ def may_grow() -> bool:
     return _BOOTSTRAP.expanduser().exists() or bool(os.environ.get(_KUBERAY))
 
 
+def at_a_time(asked: int | str, found: int, *, grows: bool) -> int:
+    """How many trials or runs are begun side by side: what is asked for beyond the room waits, which is what makes an autoscaler bring nodes.
+
+    Args:
+        asked: A number, or auto for as many as there is room for.
+        found: That there is room for, >= 1.
+        grows: Whether nodes may still come, see :func:`may_grow`.
+    """
+    return found if not isinstance(asked, int) else asked if grows else min(asked, found)
+
+
 def await_room(bundle: Mapping[str, float], count: int, *, what: str, say: Callable[[str], object] | None = None) -> int:
     """How many bundles the cluster has room for, ``count`` or less, once it has had the time to bring the nodes.
 
