@@ -155,12 +155,12 @@ def compare(
 
 def _line(folder: Path) -> dict[str, Any]:
     from imachsr.report.export import load_confirmation
-    from imachsr.report.table import load_summary, short
+    from imachsr.report.table import lead, load_summary, short
 
     summary, confirmation = load_summary(folder), load_confirmation(folder)
     states = [trial["state"] for trial in summary["trials"]]
     by_number = {trial["number"]: trial for trial in summary["trials"]}
-    baseline, best = by_number.get(summary["baseline"]), by_number.get(summary["best"])
+    best, ahead = by_number.get(summary["best"]), lead(summary)
     judged = [] if confirmation is None else [each for each in confirmation["configurations"] if each["verdict"] == "better"]
     words = "" if confirmation is None else judged[0]["words"] if judged else "nothing better"
     return {
@@ -175,9 +175,9 @@ def _line(folder: Path) -> dict[str, Any]:
         "epochs": summary["max_epochs"],
         "data": " ".join(f"{split} {each}" for split, each in sorted(summary.get("data", {}).items())),
         "hours": round(summary["wall_s"] / 3600, 4),
-        "baseline": baseline["value"] if baseline and baseline["state"] == "COMPLETE" else None,
-        "best": best["value"] if best else None,
-        "difference": best["difference"] if best else None,
+        "baseline": ahead.baseline,
+        "best": ahead.value,
+        "difference": ahead.difference,
         "configuration": "" if best is None else f"trial {best['number']}: " + (best["arm"] or short(best["params"])),
         "confirmed": words,
     }

@@ -62,9 +62,9 @@ def export(folder: Path, out: Path, *, trial: int | None = None) -> Exported:
     run["compute"] |= {"threads": None, "device": _device(folder, item["params"])}
     found = next((each for each in (confirmation or {}).get("configurations", ()) if _is_of(each, item)), None)
     if confirmation is not None and found is not None:
-        run["optimizer"]["epochs"] = confirmation["epochs"]
-    provenance = _provenance(summary, item, run["seed"], confirmation, found)
-    header = [*_words(summary, item, confirmation, found), "provenance:", *_indented(dump_yaml(provenance))]
+        run["optimizer"] |= found.get("length", {"epochs": confirmation["epochs"]})
+    provenance = _provenance(summary, item, run["seed"], run["optimizer"]["epochs"], confirmation, found)
+    header = [*_words(summary, item, run["optimizer"]["epochs"], confirmation, found), "provenance:", *_indented(dump_yaml(provenance))]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, "".join(f"# {part}\n" for line in header for part in line.splitlines()) + dump_yaml(run))
@@ -112,7 +112,9 @@ def preferred(summary: Mapping[str, Any], confirmation: Mapping[str, Any] | None
     return number
 
 
-def _words(summary: Mapping[str, Any], item: Mapping[str, Any], confirmation: Mapping[str, Any] | None, found: Mapping[str, Any] | None) -> list[str]:
+def _words(
+    summary: Mapping[str, Any], item: Mapping[str, Any], epochs: int, confirmation: Mapping[str, Any] | None, found: Mapping[str, Any] | None
+) -> list[str]:
     value = "no value" if item["value"] is None else f"{summary['metric']} {item['value']:.2f} after {item['epochs']} epochs"
     difference = "" if item["difference"] is None else f", {item['difference']:+.2f} against the output-only baseline"
     lines = [f"Trial {item['number']} of search {summary['name']!r}: {value}{difference}."]
@@ -124,7 +126,7 @@ def _words(summary: Mapping[str, Any], item: Mapping[str, Any], confirmation: Ma
         is_left = "" if confirmation is None else " It was not among those that were confirmed."
         lines.append(f"{seeds} on the selection split: a candidate, not a finding. Training this file uses all of train and scores on val.{is_left}")
         return lines
-    lines.append(f"Run again with {len(confirmation['seeds'])} seeds that the search never used, {confirmation['epochs']} epochs. {found['words']}.")
+    lines.append(f"Run again with {len(confirmation['seeds'])} seeds that the search never used, {epochs} epochs. {found['words']}.")
     if found["expected"] is not None:
         low, high = found["expected"]
         lines.append(
@@ -135,14 +137,19 @@ def _words(summary: Mapping[str, Any], item: Mapping[str, Any], confirmation: Ma
 
 
 def _provenance(
-    summary: Mapping[str, Any], item: Mapping[str, Any], seed: int, confirmation: Mapping[str, Any] | None, found: Mapping[str, Any] | None
+    summary: Mapping[str, Any],
+    item: Mapping[str, Any],
+    seed: int,
+    epochs: int,
+    confirmation: Mapping[str, Any] | None,
+    found: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     same = [each for each in summary["trials"] if each["number"] == item["number"] or (item["arm"] and each["arm"] == item["arm"])]
     confirmed = expected = None
     if confirmation is not None and found is not None:
         confirmed = {
             "metric": confirmation["confirmed"],
-            "epochs": confirmation["epochs"],
+            "epochs": epochs,
             "seeds": confirmation["seeds"],
             **{key: found[key] for key in ("mean", "difference", "interval", "p", "p_holm", "verdict") if found.get(key) is not None},
         }

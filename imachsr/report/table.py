@@ -115,6 +115,36 @@ def arms(summary: Mapping[str, Any]) -> list[Arm]:
     return sorted(found, key=lambda arm: (not arm.is_baseline, sign * arm.mean))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """The best configuration beside the baseline; of an arm with several seeds, means over these.
+
+    Attributes:
+        value: Its metric; None where nothing has finished.
+        baseline: The baseline's, None without one that finished.
+        difference: Between them; the mean of the paired ones.
+        seeds: Of the best.
+    """
+
+    value: float | None
+    baseline: float | None
+    difference: float | None
+    seeds: int
+
+
+def lead(summary: Mapping[str, Any]) -> Lead:
+    """How far the best of a search is ahead of its baseline."""
+    trials = {trial["number"]: trial for trial in summary["trials"]}
+    best, base = trials.get(summary["best"]), trials.get(summary["baseline"])
+    found = {arm.name: arm for arm in arms(summary)}
+    arm = found.get(best["arm"]) if best is not None and best["arm"] else None
+    baseline = base["value"] if base is not None and base["state"] == "COMPLETE" else None
+    if best is None or arm is None or len(arm.values) == 1:
+        return Lead(value=best and best["value"], baseline=baseline, difference=best and best["difference"], seeds=1)
+    of_baseline = next((each.mean for each in found.values() if each.is_baseline), baseline)
+    return Lead(value=arm.mean, baseline=of_baseline, difference=arm.difference, seeds=len(arm.values))
+
+
 def load_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a result folder.
 
@@ -187,7 +217,13 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     order = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "BROKEN": 2, "FAIL": 3}
     trials = sorted(
         summary["trials"],
-        key=lambda t: (t["number"] != summary["baseline"], order[t["state"]], -t["epochs"], sign * t["value"] if t["value"] is not None else 0.0),
+        # Trials that ran whole by their value alone, also where epochs are a knob; of the others, those that came further are above.
+        key=lambda t: (
+            t["number"] != summary["baseline"],
+            order[t["state"]],
+            0 if t["state"] == "COMPLETE" else -t["epochs"],
+            sign * t["value"] if t["value"] is not None else 0.0,
+        ),
     )
     return [
         Row(

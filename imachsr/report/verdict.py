@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.load import load_yaml
+from imachsr.config.schema import ConfigError
 from imachsr.report.export import CONFIRMED, load_confirmation, read_confirmation
+from imachsr.report.table import lead
 
 PLAN = "plan.json"
 Summary = Mapping[str, Any]
@@ -64,11 +67,11 @@ def _unconfirmed(folder: Path, summary: Summary) -> list[str]:
         return [f"Best: {name}, {metric} {best['value']:.4g}. No baseline has finished, so that there is nothing to compare it with."]
     if best["number"] == base["number"]:
         return [f"Nothing that was tried scored better than the baseline: {metric} {base['value']:.4g}."]
-    seeds = len({trial["seed"] for trial in trials.values() if best["arm"] and trial["arm"] == best["arm"] and trial["state"] == "COMPLETE"}) or 1
-    count = "one seed" if seeds == 1 else f"{seeds} seeds"
-    compared = f"{best['value']:.4g} against {base['value']:.4g}"
-    if best["difference"] is not None:
-        compared += f", {best['difference']:+.2f}"
+    ahead = lead(summary)
+    count = "one seed" if ahead.seeds == 1 else f"{ahead.seeds} seeds"
+    compared = f"{ahead.value:.4g} against {ahead.baseline:.4g}" + " in the mean" * (ahead.seeds > 1)
+    if ahead.difference is not None:
+        compared += f", {ahead.difference:+.2f}"
     lines = [
         f"Best: {name}, {metric} {compared} of the baseline. {count.capitalize()}: a candidate, not a finding.",
         f"The best of {sum(trial['state'] == 'COMPLETE' for trial in trials.values())} finished trials is in part luck. There is no interval and no "
@@ -89,12 +92,24 @@ def commands(folder: Path, summary: Summary) -> str:
     at = shlex.quote(str(folder))
     if is_confirmation(folder):
         lines = _of_confirmation(folder, summary)
+    elif _is_of_function(folder):
+        lines = [
+            f"imachsr.search(space, train, output={str(folder)!r}, resume=True)  # in Python, with the space and the function that it began with"
+        ]
     else:
         lines = [f"imachsr search {shlex.quote(str(folder / 'search.yaml'))} --output {shlex.quote(str(folder) + '-again')}"]
         lines.append(f"imachsr search --resume {at}" + (" --extend 20" if summary["finished"] else ""))
         lines += [f"imachsr confirm {at}"] if can_confirm(summary) else []
         lines += [f"imachsr export {at} --out best.yaml", "imachsr train best.yaml"] if summary["best"] is not None else []
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
+
+
+def _is_of_function(folder: Path) -> bool:
+    """Whether a search is over a function of the user's own, which no command can run."""
+    try:
+        return load_yaml(folder / "search.yaml").get("function") is not None
+    except ConfigError:
+        return False
 
 
 def _of_confirmation(folder: Path, summary: Summary) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imachsr.config.load import load_yaml, merge
+from imachsr.config.load import load_yaml, merge, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
 from imachsr.revision import revisions
@@ -83,6 +83,9 @@ def make_plan(
     used = {*search.seeds, *(trial["seed"] for trial in summary["trials"])}
     fresh = [seed for seed in range(FIRST_SEED, FIRST_SEED + seeds + len(used)) if seed not in used][:seeds]
     found = _search_of(search, chosen, fresh, epochs, concurrency)
+    for each, arm in zip(chosen, found.arms, strict=True):
+        optimizer = run_to_dict(found.run_of(arm.set_, name=arm.name, seed=0))["optimizer"]
+        each["length"] = {key: optimizer[key] for key in ("epochs", "progressive")}
     facts = {
         "search": search.name,
         "top": top,

@@ -116,6 +116,16 @@ def confirmed(folder: Path, **given: Any) -> Path:
     return folder
 
 
+def test_a_configuration_with_epochs_of_its_own_is_exported_as_it_was_confirmed(folder: Path, tmp_path: Path) -> None:
+    """Not with those of the base run, and not with the fidelity of the search."""
+    configurations = [{**each, "length": {"epochs": 28, "progressive": None}} for each in CONFIGURATIONS]
+    export(confirmed(folder, configurations=configurations), tmp_path / "x.yaml")
+    assert load_run(tmp_path / "x.yaml").optimizer.epochs == 28
+    assert load_run(tmp_path / "x.yaml").optimizer.progressive is None
+    assert provenance(tmp_path / "x.yaml")["confirmed"]["epochs"] == 28
+    assert "28 epochs" in (tmp_path / "x.yaml").read_text()
+
+
 def test_a_confirmed_search_gives_its_confirmed_best_with_the_interval_of_one_more_run(folder: Path, tmp_path: Path) -> None:
     written = export(confirmed(folder), tmp_path / "x.yaml")
     assert written.trial == 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from imachsr.config import ConfigError
-from imachsr.report.table import arms, load_summary, rows, short
+from imachsr.report.table import Lead, arms, lead, load_summary, rows, short
 from imachsr.search.folder import lock
 from tests.report.folders import BASELINE, make, trial
 
@@ -53,9 +53,24 @@ def test_a_row_says_in_words_what_the_trial_was() -> None:
     assert found[2].settings == "loss dice, alpha 0.3, lr 0.001"
 
 
+def test_trials_that_ran_whole_are_by_value_also_where_epochs_are_a_knob() -> None:
+    assert numbers([BASELINE, trial(1, epochs=28, value=34.0), trial(2, epochs=20, value=35.0)]) == [0, 2, 1]
+
+
+def test_the_lead_of_an_arm_is_in_the_mean_over_its_seeds() -> None:
+    both = [("output_only", 0, 30.0, 0.0), ("output_only", 1, 34.0, 0.0), ("dice", 0, 29.0, -1.0), ("dice", 1, 38.0, 4.0)]
+    trials = [trial(number, arm=arm, seed=seed, value=value, difference=each) for number, (arm, seed, value, each) in enumerate(both)]
+    summary = {"trials": trials, "mode": "max", "baseline": 0, "best": 2}
+    assert lead(summary) == Lead(value=33.5, baseline=32.0, difference=1.5, seeds=2)
+    assert lead({**summary, "trials": [BASELINE, trial(5, value=40.0, difference=10.0)], "best": 5}) == Lead(
+        value=40.0, baseline=30.0, difference=10.0, seeds=1
+    )
+    assert lead({**summary, "trials": [{**BASELINE, "state": "PRUNED"}], "best": None}) == Lead(value=None, baseline=None, difference=None, seeds=1)
+
+
 def test_epochs_stand_beside_those_of_the_trial_where_they_are_a_knob() -> None:
     summary = {"trials": [{**trial(1, epochs=6), "max_epochs": 12}, trial(2, epochs=3)], "mode": "max", "baseline": 0, "max_epochs": 4}
-    assert [row.epochs for row in rows(summary)] == ["6/12", "3/4"]
+    assert {row.number: row.epochs for row in rows(summary)} == {1: "6/12", 2: "3/4"}
 
 
 @pytest.mark.parametrize(

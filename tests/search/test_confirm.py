@@ -122,6 +122,9 @@ def test_epochs_are_those_of_the_search_or_given_for_all(tmp_path: Path) -> None
         for arm in make_plan(folder, summary).search.arms
     }
     assert runs == {"output_only": 3, "strong": 5, "trial-0006": 3, "trial-0009": 3, "trial-0004": 3}
+    of_each = {each["name"]: each["length"] for each in make_plan(folder, summary).facts["configurations"]}
+    assert {name: each["epochs"] for name, each in of_each.items()} == runs
+    assert {each["progressive"] for each in of_each.values()} == {None}
     plan = make_plan(folder, summary, epochs=7)
     assert {plan.search.run_of(arm.set_, name="x", seed=0).optimizer.epochs for arm in plan.search.arms} == {7}
     assert plan.facts["epochs"] == 7
