@@ -19,7 +19,13 @@ def failure_of(summary: dict[str, Any], folder: Path) -> str:
         return f"the baseline, trial {bare['number']}, is {bare['why']}; raise the limit, or lower what a trial takes"
     if beyond and summary["best"] is None and not failed:
         return f"no trial finished; trial {beyond[0]['number']} is {beyond[0]['why']}"
-    return f"no trial finished; {why(failed[0], folder)}" if failed and summary["best"] is None else ""
+    if failed and summary["best"] is None:
+        return f"no trial finished; {why(failed[0], folder)}"
+    cut = next((trial for trial in summary["trials"] if trial["number"] == summary["baseline"] and trial["state"] == "PRUNED"), None)
+    if summary.get("finished") and cut is not None:
+        told = f"the baseline, trial {cut['number']}, was stopped after {cut['epochs']} of {cut.get('max_epochs') or summary['max_epochs']} epochs"
+        return f"{told} ({summary['ended_early']}), so that there is nothing to compare with; search again in a new folder with a larger budget"
+    return "no trial finished" if summary.get("finished") and summary["best"] is None and summary["trials"] else ""
 
 
 def failed_trials(summary: dict[str, Any], folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from imachsr.search.database import Direction, close_study, explained, open_study
 from imachsr.search.drafts import drafted
+from imachsr.search.grid import ExhaustedError
 from imachsr.search.samplers import is_control, make_sampler
 from imachsr.search.space import Search
 
@@ -160,10 +161,12 @@ class Study:
             return Offer(proposal=Proposal(number=number, arm=arm, seed=seed, values=values, origin="arm"), params={}, notes={})
         if self._point < len(self.search.points):
             # Those that an earlier driver took come again: they are equal to what ran.
-            values = dict(self.search.points[self._point])
+            values = self.search.point_values(self.search.points[self._point])
             self._point += 1
             proposal = Proposal(number=number, arm=None, seed=seed, values=values, origin="point")
             return Offer(proposal=proposal, params=self.search.point_params(values), notes={})
+        if not self.search.space:
+            raise ExhaustedError("every arm has run, and there is no space")
         origin: Origin = "control" if is_control(self.search, number) else "sampled"
         with explained(self._folder, self._url):
             draft = drafted(self._random if origin == "control" else self._sampler, self._study, self.search, number=self._size)

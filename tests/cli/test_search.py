@@ -76,6 +76,14 @@ def test_only_a_search_that_can_be_compared_has_succeeded() -> None:
         "(in full: x/trials/0000/error.txt; by itself: imachsr train x/trials/0000/run.yaml)"
     )
     assert failure_of({"trials": [], "baseline": 0, "best": None}, Path("x")) == ""  # interrupted at once
+    cut = {**BASELINE, "state": "PRUNED", "epochs": 1}
+    capped = {"trials": [cut], "baseline": 0, "best": None, "finished": True, "ended_early": "budget.hours=0.002 is reached", "max_epochs": 4}
+    assert failure_of(capped, Path("x")) == (
+        "the baseline, trial 0, was stopped after 1 of 4 epochs (budget.hours=0.002 is reached), so that there is nothing to compare with; "
+        "search again in a new folder with a larger budget"
+    )
+    assert failure_of({**capped, "finished": False}, Path("x")) == ""
+    assert failure_of({**capped, "trials": [{**cut, "number": 1}], "baseline": None}, Path("x")) == "no trial finished"
     beyond = {**trial(0, "PRUNED", value=None, epochs=0), "feasible": False, "why": "infeasible: limits.memory_mib=1, but a trial would take 2"}
     told = "is infeasible: limits.memory_mib=1, but a trial would take 2"
     assert failure_of({"trials": [beyond, trial(1)], "baseline": 0, "best": 1}, Path("x")).startswith(

@@ -11,6 +11,7 @@ from optuna.trial import TrialState, create_trial
 from imachsr.config.schema import ConfigError
 from imachsr.search import database
 from imachsr.search.database import FILE, URL_FILE
+from imachsr.search.grid import ExhaustedError
 from imachsr.search.space import Search, make_search
 from imachsr.search.study import Proposal, Study
 
@@ -65,6 +66,14 @@ def test_arms_come_first_with_every_seed_then_the_points_then_the_sampler(tmp_pa
     # An arm may lie outside of the space: the sampler is not told where it is.
     assert [trial.params for trial in trials[:4]] == [{}] * 4
     assert [trial.params for trial in trials[4:]] == [p.values for p in found[4:]]
+
+
+def test_a_search_of_arms_alone_has_nothing_to_draw_behind_them(tmp_path: Path) -> None:
+    """An arm that turned out infeasible does not count; what would come in its place is no trial that anyone asked for."""
+    study = Study(tmp_path, search_of(space={}, budget={"trials": 1}))
+    run(study, 1)
+    with pytest.raises(ExhaustedError, match="every arm has run"):
+        study.draw()
 
 
 def test_what_is_drawn_and_not_accepted_leaves_nothing(tmp_path: Path) -> None:

@@ -98,4 +98,7 @@ def _space_layer(key: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]
 
 def search_to_dict(search: Search) -> dict[str, Any]:
     """Plain values that :func:`make_search` reads back."""
-    return search.model_dump(mode="json", by_alias=True, exclude_none=True)
+    found: dict[str, Any] = search.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if search.limits.memory_mib is None:  # alone among what may be null, it is not null by default
+        found["limits"]["memory_mib"] = None
+    return found

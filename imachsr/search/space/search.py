@@ -121,7 +121,11 @@ class Search(Part):
         return {key: excess for key, excess in found.items() if excess > 0}
 
     def point_params(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What Optuna is told of a configuration that was not drawn, complete: a knob left out has the base run's value.
+        """What Optuna is told of a configuration that was not drawn; arguments and errors as of :meth:`point_values`."""
+        return {key: self.space[key].told(value) for key, value in self.point_values(values).items()}
+
+    def point_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration that was not drawn, complete: a knob left out has the base run's value, also in what another knob replaces.
 
         Raises:
             ConfigError: If it lies outside the space; names the knob.
@@ -139,7 +143,7 @@ class Search(Part):
                 raise ConfigError(f"{key}: {error}") from None
         if strange := [key for key in values if key not in found]:
             raise ConfigError(f"{strange[0]}: does not exist beside the others, by its `when`")
-        return {key: self.space[key].told(value) for key, value in found.items()}
+        return found
 
     def distributions(self, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
         """Optuna's distributions of these knobs."""

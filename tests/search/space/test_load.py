@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from imachsr.config.schema import ConfigError
-from imachsr.search.space import load_search, make_search
+from imachsr.search.space import load_search, make_search, search_to_dict
 
 FILE = """\
 # a comment
@@ -129,6 +129,20 @@ def test_a_point_is_told_to_the_sampler_whole_with_the_base_run_s_values() -> No
         "method.standard.max_taps": 2,
         "optimizer.lr": 1e-3,
     }
+
+
+def test_a_point_trains_what_the_sampler_is_told_also_where_it_replaces_what_a_knob_is_part_of() -> None:
+    space = {"method.standard": {"choice": ["resolution", "depth"]}, "method.standard.max_taps": {"int": [1, 6]}}
+    search = make_search({"space": space, "run": {"method": {"standard": {"kind": "resolution", "max_taps": 6}}}})
+    values = search.point_values({"method.standard": "depth"})
+    standard = search.run_of(values, name="x", seed=0).method.standard
+    assert (standard.kind, standard.max_taps) == ("depth", 6)  # type: ignore[union-attr]
+    assert search.point_params({"method.standard": "depth"})["method.standard.max_taps"] == 6
+
+
+def test_a_limit_that_was_lifted_stays_lifted() -> None:
+    assert make_search(search_to_dict(make_search({"space": SPACE, "limits": {"memory_mib": None}}))).limits.memory_mib is None
+    assert make_search(search_to_dict(make_search({"space": SPACE}))).limits.memory_mib == "auto"
 
 
 @pytest.mark.parametrize(
