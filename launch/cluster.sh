@@ -52,7 +52,8 @@ send_key() {
 submit() {
     local id words
     id="imachsr-$1-$(date +%Y%m%d-%H%M%S)-$RANDOM"
-    words="python -m imachsr $(printf '%q ' "$@")"
+    # The address of a W&B server of one's own is no secret.
+    words="${WANDB_BASE_URL:+WANDB_BASE_URL=$(printf '%q' "$WANDB_BASE_URL") }python -m imachsr $(printf '%q ' "$@")"
     if [[ -n "${RAY_API_SERVER_ADDRESS:-}" ]]; then
         [[ -z "${WANDB_API_KEY:-}" ]] || say "WANDB_API_KEY stays here; the head must have its own (on Kubernetes the secret of launch/kubernetes/rayjob.yaml)"
         say "job $id: ./launch/cluster.sh logs $id"

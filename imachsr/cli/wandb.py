@@ -37,7 +37,7 @@ def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -
         with lock(at) if holds_search(at) or is_study else contextlib.nullcontext():
             place = Place.of(at)
             project = wandb_project or (place.project if place else PROJECT)
-            found = bring.sync(at, runs, project=project, say=lambda line: people.print(line, soft_wrap=True))
+            found = bring.sync(at, runs, project=project, is_named=wandb_project is not None, say=lambda line: people.print(line, soft_wrap=True))
             entity = found.entity or (place.entity if place else "")
             Place(entity=entity, project=project, is_online=not found.failed).write(at)
             report += found

@@ -52,7 +52,9 @@ class Report:
         )
 
 
-def sync(folder: Path, recorded: Sequence[Recorded], *, project: str, say: Callable[[str], object] = lambda line: None) -> Report:
+def sync(
+    folder: Path, recorded: Sequence[Recorded], *, project: str, is_named: bool = False, say: Callable[[str], object] = lambda line: None
+) -> Report:
     """Bring the runs of a result folder to the server; what is there already is left alone.
 
     A run's file is sent when it is whole and holds every epoch. Otherwise (the driver was killed, the file is damaged, it was continued in another
@@ -62,6 +64,7 @@ def sync(folder: Path, recorded: Sequence[Recorded], *, project: str, say: Calla
         folder: Result folder, which nothing else may be writing to.
         recorded: Runs by the folder's own lines.
         project: Of W&B, for runs that are made again.
+        is_named: Whether files go there too, in place of the project that they name.
         say: Told of each run.
 
     Raises:
@@ -81,7 +84,7 @@ def sync(folder: Path, recorded: Sequence[Recorded], *, project: str, say: Calla
     about = load(folder)
     whole = "" if about is None else whole_id(about)
     of_the_whole = own.pop(whole, [])
-    again = _bring(own, {each.start.id: each for each in recorded}, report, say)
+    again = _bring(own, {each.start.id: each for each in recorded}, report, project if is_named else None, say)
     if not again and not report.uploaded and of_the_whole and of_the_whole[-1].is_synced:
         report.already.append(whole)
         return report
@@ -90,7 +93,9 @@ def sync(folder: Path, recorded: Sequence[Recorded], *, project: str, say: Calla
     return report
 
 
-def _bring(own: Mapping[str, list[Fragment]], recorded: Mapping[str, Recorded], report: Report, say: Callable[[str], object]) -> list[Recorded]:
+def _bring(
+    own: Mapping[str, list[Fragment]], recorded: Mapping[str, Recorded], report: Report, project: str | None, say: Callable[[str], object]
+) -> list[Recorded]:
     """Send what files hold; the runs that must be made again."""
     again, to_send = [], {}
     for run_id in sorted({**own, **recorded}):
@@ -103,7 +108,7 @@ def _bring(own: Mapping[str, list[Fragment]], recorded: Mapping[str, Recorded], 
             again.append(lines)
         else:
             to_send[run_id] = files[-1]
-    for run_id, wrong in _upload(to_send).items():
+    for run_id, wrong in _upload(to_send, project).items():
         if wrong:
             report.failed[run_id] = wrong
             say(f"{run_id} could not be sent: {wrong}")
@@ -151,14 +156,15 @@ def _rebuild(
         say(f"{run_id} made again from the search's lines")
 
 
-def _upload(files: Mapping[str, Fragment]) -> dict[str, str]:
+def _upload(files: Mapping[str, Fragment], project: str | None) -> dict[str, str]:
     """Send files by the client's own command; by run why it failed, or "": its exit code is 0 then too, but it leaves no mark."""
-    told = {}
+    told: dict[str, str] = {}
+    to = [] if project is None else ["--project", project]
     if own := [each for run_id, each in files.items() if each.run_id == run_id]:
-        told = dict.fromkeys((each.run_id for each in own), _sent([str(each.path) for each in own], runs=len(own)))
+        told = dict.fromkeys((each.run_id for each in own), _sent([*to, *(str(each.path) for each in own)], runs=len(own)))
     for run_id, each in files.items():
         if each.run_id != run_id:
-            told[run_id] = _sent(["--id", run_id, str(each.path)])
+            told[run_id] = _sent([*to, "--id", run_id, str(each.path)])
     return {run_id: "" if each.is_synced else told[run_id] for run_id, each in files.items()}
 
 

@@ -95,8 +95,8 @@ def table_of(held: Mapping[str, Any], confirmed: Mapping[str, Any] | None) -> st
     lines = [f"**{confirmed['confirmed']} minus the baseline's of the same seed**, mean over {len(confirmed['seeds'])} fresh seeds.", ""]
     lines += ["| configuration | difference | 95 % | p adjusted | verdict |", "|---|---|---|---|---|"]
     for each in confirmed["configurations"][1:]:
-        low, high = each.get("interval") or (None, None)
-        cells = [_number(each.get("difference"), "+.3f"), "" if low is None else f"{low:+.3f} to {high:+.3f}", _number(each.get("p_holm"), ".3g")]
+        interval = "" if not each.get("interval") else " to ".join("no bound" if bound is None else f"{bound:+.3f}" for bound in each["interval"])
+        cells = [_number(each.get("difference"), "+.3f"), interval, _number(each.get("p_holm"), ".3g")]
         lines.append(f"| {each['name']} | {' | '.join(cells)} | {each['verdict']} |")
     return "\n".join(lines)
 

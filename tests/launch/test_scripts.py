@@ -337,6 +337,8 @@ def test_the_wandb_key_goes_to_the_head_in_a_file_of_its_own_and_nowhere_else(
     assert key not in json.dumps(log())
     (call,) = [call for call in log() if call["args"][0] == "rsync-up" and call["args"][2].endswith("netrc")]
     assert call["args"][1:] == ["cluster.yaml", call["args"][2], "/home/ray/.netrc"]
+    # Without the server's address the head would ask another one, for which it has no key.
+    assert any("WANDB_BASE_URL=https://wandb.example.org:8443/x python -m imachsr s" in " ".join(each["args"]).replace("\\", "") for each in log())
 
 
 @pytest.mark.parametrize(("action", "words"), [("logs", ["job", "logs", "--follow", "j-1"]), ("stop", ["job", "stop", "j-1"])])
