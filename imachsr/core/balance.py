@@ -1,5 +1,6 @@
 """Balance the gradient of each side loss at its tap with that of everything else there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class _Gate(torch.autograd.Function):
 
 
 class GradientBalance(nn.Module):
-    """Factors g that follow ``rho |dL_rest/dh| / |dL_side/dh|`` at each tap, an exponential mean of logarithms.
+    """Factors g that follow ``rho p |dL_rest/dh| / |dL_side/dh|`` at each tap with its pull p, an exponential mean of logarithms.
 
     What is needed is seen in the ordinary backward: no second one is run. The factors of a step come from the steps before it.
 
@@ -74,8 +75,13 @@ class GradientBalance(nn.Module):
             self._norms[index] = torch.stack([(gradient.detach() - side).float().square().sum(), side.float().square().sum()])
 
     @torch.no_grad()
-    def update(self, ranks: Ranks) -> Tensor:
-        """Take up what the last backward showed; the factors."""
+    def update(self, ranks: Ranks, pulls: Sequence[Any]) -> Tensor:
+        """Take up what the last backward showed; the factors.
+
+        Args:
+            ranks: That share the step.
+            pulls: Of each tap, what of rho its side loss is to have now, >= 0: a schedule and a profile would otherwise be balanced away.
+        """
         if torch.compiler.is_compiling():
             raise RuntimeError(_COMPILED)
         for index in range(len(self.factors)):
@@ -83,7 +89,7 @@ class GradientBalance(nn.Module):
             seen = self._norms.pop(index, torch.zeros(2, device=self.factors.device))
             rest, side = ranks.mean(seen)
             if bool((rest > 0) & (side > 0)) and bool(torch.isfinite(rest + side)):
-                wanted = self.factors[index] * self.ratio * (rest / side).sqrt()
+                wanted = self.factors[index] * self.ratio * pulls[index] * (rest / side).sqrt()
                 log = self.momentum * self.factors[index].log() + (1 - self.momentum) * wanted.log()
                 self.factors[index] = log.exp().clamp(*self.limits)
         return self.factors.clone()

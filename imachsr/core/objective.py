@@ -27,8 +27,8 @@ class Objective:
         beta: Total weight >= 0 of the entropy terms.
         profile: How the taps share them; see :func:`imachsr.core.schedules.shares`.
         schedule: f over the progress of the training.
-        grad_ratio: rho > 0: g is set so that the gradient of a side loss at its tap is rho times that of everything else there; alpha is
-            then the start. None: g is 1.
+        grad_ratio: rho > 0: g is set so that the gradient of a side loss at its tap is rho times that of everything else there, times f, and
+            times the tap's share beside an equal one; alpha is then the start. None: g is 1.
 
     """
 
@@ -52,6 +52,10 @@ class Objective:
         share = shares(self.profile, num_taps)
         side = [self.alpha * s * factor * (1.0 if balance is None else balance[m]) for m, s in enumerate(share)]
         return side, [self.beta * s * factor for s in share]
+
+    def pulls(self, num_taps: int, factor: float | Tensor) -> list[Any]:
+        """With ``grad_ratio``, what of it each tap is to have now: the schedule's factor, and the tap's share of the weight beside an equal share."""
+        return [factor * s * num_taps for s in shares(self.profile, num_taps)]
 
     def sum(self, output: Tensor, terms: dict[str, Tensor], weights: dict[str, Any]) -> Tensor:
         """Total loss of the output's and the weighted terms.

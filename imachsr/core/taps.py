@@ -67,8 +67,7 @@ class Recorder:
                 tensors = dict(named_tensors(output))
                 if layer.key in tensors:
                     tensor = tensors[layer.key]
-                    version = 0 if torch.compiler.is_compiling() else tensor._version
-                    self._caught[layer.address] = (tensor, version)
+                    self._caught[layer.address] = (tensor, _version(tensor))
 
     def take(self) -> dict[str, Tensor]:
         """Tensors by tap address, in tap order; the buffer is emptied, so that nothing outlives the step.
@@ -92,8 +91,7 @@ class Recorder:
                 continue
             self._row[address] = 0
             tensor, version = caught[address]
-            # A compiled graph has no versions; what is always rewritten was no candidate in the trace.
-            if not torch.compiler.is_compiling() and tensor._version != version:
+            if _version(tensor) != version:
                 raise RuntimeError(
                     f"the output of tap {address!r} must not change after its module returns, but it was rewritten in place; "
                     "tap the module that rewrites it (often the in-place activation behind it)"
@@ -120,3 +118,11 @@ class _TapHook:
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self.recorder.catch(self.name, output)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was rewritten; 0 where nobody counts: in a compiled graph, and of what is made under ``torch.inference_mode``.
+
+    What is always rewritten was no candidate in the trace.
+    """
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version

@@ -164,10 +164,16 @@ class IMacHSR(nn.Module):
             TypeError: If labels are not int64.
             ValueError: If a label is outside the classes, or the model does not give one score a class.
             FloatingPointError: If a term is not finite; names tap and term.
+            RuntimeError: In a replica of torch's DataParallel.
 
         """
         if labels is None:
             return self.backbone(images)
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "a net must be trained by one thread a GPU, but is in torch's DataParallel, whose replicas share its hooks; use "
+                "DistributedDataParallel (torchrun), or one GPU (CUDA_VISIBLE_DEVICES=0)"
+            )
         if len(labels) != len(images):
             raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
         if labels.ndim not in (1, images.ndim - 1):
@@ -211,7 +217,9 @@ class IMacHSR(nn.Module):
     def _add_side(
         self, losses: Losses, features: dict[str, Tensor], at_taps: TapLabels, size: tuple[int, ...], factor: float | Tensor, ranks: Ranks
     ) -> None:
-        balance = self.balance.update(ranks) if self.balance is not None and self.training else getattr(self.balance, "factors", None)
+        balance = getattr(self.balance, "factors", None)
+        if self.balance is not None and self.training:
+            balance = self.balance.update(ranks, self.objective.pulls(len(self.taps), factor))
         side_weights, entropy_weights = self.objective.weights(len(self.taps), factor, balance)
         # A tap that did not fire on every rank cannot be summed over the ranks: the others would not take part.
         is_fired = torch.tensor([tap.layer.address in features for tap in self.taps], dtype=torch.float32, device=losses.output.device)

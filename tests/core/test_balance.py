@@ -14,6 +14,7 @@ from imachsr.core.balance import GradientBalance
 from imachsr.core.labels import TapLabels
 from imachsr.core.layout import to_nchw
 from imachsr.core.ranks import Ranks
+from imachsr.core.schedules import Linear
 from tests.core import nets
 
 STAGES = ExplicitStandard(layers=("stage1", "stage2"))
@@ -55,6 +56,20 @@ def test_the_measured_ratio_converges_to_rho(ratio: float) -> None:
     assert measured(net, images, labels) == pytest.approx(dict.fromkeys(far, ratio), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"schedule": Linear(end=0.2), "total_steps": 10}, {"stage1": 0.1, "stage2": 0.1}),
+        ({"profile": "exp"}, {"stage1": 0.5 * 2 / 3, "stage2": 0.5 * 4 / 3}),
+    ],
+)
+def test_a_schedule_and_a_profile_are_not_balanced_away(knobs: dict[str, Any], expected: dict[str, float]) -> None:
+    net = build(ratio=0.5, **knobs)
+    for _ in range(80):
+        net(nets.images(), nets.labels()).total.backward()
+    assert measured(net, nets.images(), nets.labels()) == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("layout", ["nhwc", "tokens", "tokens first"])
 @pytest.mark.parametrize("entropy", [None, "channel_norm"])
 def test_the_ratio_is_that_of_the_layers_own_tensor_in_every_layout(layout: str, entropy: str | None) -> None:
@@ -92,7 +107,7 @@ def test_the_weights_that_are_told_are_those_of_the_sum() -> None:
 def test_factors_stay_within_their_limits() -> None:
     balance = GradientBalance(2, 1.0, momentum=0.0, limits=(0.5, 2.0))
     balance._norms = {0: torch.tensor([1e6, 1.0]), 1: torch.tensor([1.0, 1e6])}
-    assert balance.update(Ranks()).tolist() == [2.0, 0.5]
+    assert balance.update(Ranks(), [1, 1]).tolist() == [2.0, 0.5]
     net = build(ratio=1e9)
     for _ in range(200):
         net(nets.images(), nets.labels()).total.backward()
@@ -104,7 +119,7 @@ def test_factors_stay_within_their_limits() -> None:
 def test_a_step_that_tells_nothing_changes_nothing(norms: list[float]) -> None:
     balance = GradientBalance(1, 0.5)
     balance._norms = {0: torch.tensor(norms)}
-    assert balance.update(Ranks()).tolist() == [1.0]
+    assert balance.update(Ranks(), [1]).tolist() == [1.0]
 
 
 def test_the_mean_is_one_of_logarithms() -> None:
@@ -114,7 +129,7 @@ def test_the_mean_is_one_of_logarithms() -> None:
         balance._norms = {0: torch.tensor([rest, side])}
         wanted = expected * 0.5 * (rest / side) ** 0.5
         expected = expected**0.75 * wanted**0.25
-        assert balance.update(Ranks()).item() == pytest.approx(expected, rel=1e-5)
+        assert balance.update(Ranks(), [1]).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_missed_tap_keeps_its_factor_and_the_others_go_on() -> None:

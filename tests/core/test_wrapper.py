@@ -482,6 +482,32 @@ def test_a_term_that_is_not_finite_is_named(spoil: Callable[[IMacHSR], Tensor], 
         net(nets.images(), nets.labels())
 
 
+def test_a_loss_that_needs_a_factorisation_is_told_like_the_others() -> None:
+    net = build(loss="rmi")
+    with torch.no_grad():
+        net.adapters[1].weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="side loss of tap 'stage2' is nan"):
+        net(nets.images(), nets.labels())
+
+
+def test_losses_are_there_in_inference_mode_too() -> None:
+    """Lightning validates in it."""
+    net = build(loss="brier").eval()
+    with torch.no_grad():
+        expected = net(nets.images(), nets.labels())
+    with torch.inference_mode():
+        found = net(nets.images(), nets.labels())
+    torch.testing.assert_close(found.total, expected.total)
+    assert found.side.keys() == expected.side.keys() != set()
+
+
+def test_a_replica_of_a_thread_is_refused_by_name() -> None:
+    net = build(loss="brier")
+    replica = net._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="must be trained by one thread a GPU, but is in torch's DataParallel"):
+        replica(nets.images(), nets.labels())
+
+
 # ---- copies and checkpoints -----------------------------------------------------------------------------------------------------------------
 
 

@@ -55,10 +55,10 @@ class RegionMutualInformation(ToClasses):
         count = p.shape[2]
         jitter = self.jitter * torch.eye(p.shape[1], dtype=torch.float64, device=z.device)
         pp, yy, yp = ((a @ b.transpose(1, 2) / count) for a, b in ((p, p), (y, y), (y, p)))
-        factor = torch.linalg.cholesky(pp + jitter)
+        factor = _cholesky(pp + jitter)
         explained = torch.linalg.solve_triangular(factor, yp.transpose(1, 2), upper=False)
         rest = yy - explained.transpose(1, 2) @ explained + jitter
-        log_det = 2 * torch.linalg.cholesky(rest).diagonal(dim1=1, dim2=2).log().sum(1)
+        log_det = 2 * _cholesky(rest).diagonal(dim1=1, dim2=2).log().sum(1)
         bound = (log_det * is_present).sum() / is_present.sum().clamp(min=1) / (2 * p.shape[1])
         result: Tensor = bound.to(in_full(z).dtype)
         return result
@@ -68,6 +68,12 @@ class RegionMutualInformation(ToClasses):
         windows = x.unfold(2, self.size, 1).unfold(3, self.size, 1)
         flat = windows.permute(1, 4, 5, 0, 2, 3).flatten(3).flatten(1, 2).double()  # before the products, as in the source
         return flat - flat.mean(2, keepdim=True)
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    """Factors of matrices ``[K, d, d]``; NaN where one has none, so that the loss is not finite, and told as such, instead of an error of its own."""
+    factor, info = torch.linalg.cholesky_ex(matrices)
+    return torch.where((info > 0)[:, None, None], torch.nan, factor)
 
 
 @dataclass(frozen=True, kw_only=True)
