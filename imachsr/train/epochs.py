@@ -18,7 +18,7 @@ from imachsr.data.samples import Samples
 from imachsr.train import checkpoint
 from imachsr.train.batches import Batches, batch_size, explained
 from imachsr.train.device import Placement, usage
-from imachsr.train.parallel import Row, agree, from_rank, gathered, mean_over_ranks, rank_and_world, wait_for_all
+from imachsr.train.parallel import Row, agree, from_rank, gathered, mean_over_ranks, rank_and_world, start_over, wait_for_all
 from imachsr.train.state import Buffers, Training
 from imachsr.train.step import train_step
 from imachsr.train.stopping import StopRequest, TrainingStopped
@@ -158,6 +158,7 @@ class Epochs:
         """Go on behind a step that was not finite, or end; all ranks are here."""
         training, recovery = self.training, self.training.run.recovery
         self.buffers.put_back()
+        start_over(training.wrapped)
         training.nonfinite += 1
         if recovery.nonfinite == "raise":
             raise FloatingPointError(f"{error}{self._keep_last('recovery.nonfinite=skip')}") from None

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only  # no public module of torch has them
 
 from imachsr.config.build import build_model, output_loss
-from imachsr.config.load import make_run, parse_overrides
+from imachsr.config.load import make_run, parse_overrides, run_to_dict
 from imachsr.config.schema import SCORED_ON, ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of
 from imachsr.core.types import IGNORE_INDEX
@@ -29,6 +29,7 @@ from imachsr.train.device import Machine, Placement, decide
 from imachsr.train.gallery import Gallery
 from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikelihood, Reliability
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
+from imachsr.train.state import placeless
 
 BATCH = 16
 
@@ -251,7 +252,7 @@ def evaluate(
     placement = decide(run.compute, Machine.here())
     model = placement.put_net(trained_model(state, run, use_ema=use_ema))
     samples = run.data.load(split, progress=progress)
-    if split == "val" and run.data == before.data:
+    if split == "val" and placeless(run_to_dict(run)["data"]) == placeless(run_to_dict(before)["data"]):
         _, samples = run.subset.split(run.data.load("train"), lambda: samples)
     names: Sequence[str] = run.data.class_names
     if tuple(names) != tuple(before.data.class_names) or run.data.num_classes != state["num_classes"]:

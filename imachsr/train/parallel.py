@@ -143,12 +143,20 @@ def parallelise(net: nn.Module, compute: Compute, placement: Placement) -> nn.Mo
 def _shard(net: nn.Module, placement: Placement) -> nn.Module:
     net = net.to(memory_format=torch.contiguous_format)  # FSDP shares out no weights that lie NHWC
     mesh = init_device_mesh(placement.device, (dist.get_world_size(),))
-    backbone = net.get_submodule("backbone")
-    for part in backbone.children():
+    for part in _parts(net.get_submodule("backbone")):
         if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(net, mesh=mesh)  # in place: the class of the module changes
     return net
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """What is sharded by itself: the children, of lists and mappings of modules, which have no forward, the members."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _parts(child)
+        else:
+            yield child
 
 
 def synchronise_batch_norm(net: nn.Module) -> nn.Module:
@@ -168,6 +176,22 @@ def synchronised(net: nn.Module, *, is_last: bool) -> Iterator[None]:
         net.set_requires_gradient_sync(is_last)
     with net.no_sync() if isinstance(net, DistributedDataParallel) and not is_last else contextlib.nullcontext():
         yield
+
+
+def start_over(net: nn.Module) -> None:
+    """Forget a step that was broken off in a forward or behind one; every rank must call.
+
+    FSDP keeps gradients of micro-batches before the last one, and what it was about to gather, apart from the parameters that the optimizer sees.
+    """
+    if not isinstance(net, FSDPModule):
+        return
+    net.reset_iter_state()
+    for part in net.modules():
+        if isinstance(part, FSDPModule):
+            part.unshard()
+            for parameter in part.parameters():
+                parameter.grad = None
+            part.reshard()
 
 
 @torch.no_grad()

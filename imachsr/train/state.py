@@ -33,13 +33,13 @@ def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         saved: Plain settings that it began with.
         now: Plain settings that it would go on with.
     """
-    return [key for key in now if key not in CHANGEABLE and _placeless(key, saved.get(key)) != _placeless(key, now[key])]
+    before = {key: placeless(value) if key == "data" and isinstance(value, Mapping) else value for key, value in saved.items()}
+    return [key for key in now if key not in CHANGEABLE and before.get(key) != (placeless(now[key]) if key == "data" else now[key])]
 
 
-def _placeless(key: str, value: Any) -> Any:
-    if key != "data" or not isinstance(value, Mapping):
-        return value
-    found = {name: each for name, each in value.items() if name not in _PLACES}
+def placeless(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings of data without where these, and what is kept of them, lie."""
+    found = {name: each for name, each in data.items() if name not in _PLACES}
     if isinstance(kwargs := found.get("kwargs"), Mapping):
         found["kwargs"] = {name: each for name, each in kwargs.items() if name not in _PLACES}
     return found

@@ -60,6 +60,7 @@ def train_step(
             losses = _forward(net, some, theirs, placement)
             share = losses.total * (count / sum(counts))
             (share if scaler is None else scaler.scale(share)).backward()
+        losses.prediction = losses.prediction[:0].clone()  # the logits of all micro-batches would stay until the last
         done.append(losses)
     if scaler is not None:
         scaler.unscale_(optimizer)

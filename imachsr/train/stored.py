@@ -13,7 +13,7 @@ from imachsr.train.checkpoint import FOLDER
 from imachsr.train.courier import Courier, MissingError, RemoteError
 from imachsr.train.manifest import Manifest
 from imachsr.train.parallel import from_rank, gathered, rank_and_world
-from imachsr.train.state import CHANGEABLE
+from imachsr.train.state import CHANGEABLE, changed
 from imachsr.train.state_file import DamagedError
 from imachsr.train.upload import RESULT, TOLD
 
@@ -34,9 +34,9 @@ def prepare(courier: Courier, folder: Path, run: Run, *, resume: bool) -> None:
             way = "give another --storage, or continue it with --resume"
             raise ConfigError(f"{courier.uri} must be a new folder, but holds a training; {way}")
         return
-    if changed := _changed(courier, run):
+    if differing := _changed(courier, run):
         raise ConfigError(
-            f"{courier.uri} must hold the training that is continued, but holds one with other settings ({', '.join(changed)}); see run.yaml there"
+            f"{courier.uri} must hold the training that is continued, but holds one with other settings ({', '.join(differing)}); see run.yaml there"
         )
     if not manifests and not damaged and not checkpoint.exists(folder):
         raise ConfigError(f"--resume must go with a training to continue, but neither {folder} nor {courier.uri} holds a checkpoint")
@@ -52,7 +52,7 @@ def _changed(courier: Courier, run: Run) -> list[str]:
     except ConfigError:
         saved = None
     now = run_to_dict(run)
-    return [key for key in now if key not in CHANGEABLE and (not isinstance(saved, dict) or saved.get(key) != now[key])]
+    return changed(saved, now) if isinstance(saved, dict) else [key for key in now if key not in CHANGEABLE]
 
 
 def pull(courier: Courier, folder: Path, *, names: tuple[str, ...] = RESULT) -> Manifest | None:

@@ -232,7 +232,10 @@ class Mirror:
     def _retire(self) -> None:
         """Delete what is not kept: the manifest first, so that no reader takes a deleted checkpoint for a damaged one."""
         best = checkpoint.best_of(self._there)
-        kept = [each for each in self._there if each in self._there[-self._keep :] or each == best]
+        # What is wanted there stays too, or it would be sent again without end: the best one here need not be the best one there.
+        kept = [
+            each for each in self._there if each in self._there[-self._keep :] or each == best or any(_holds([each], one) for one in self._wanted())
+        ]
         for each in [each for each in self._there if each not in kept]:
             self.courier.ask("delete", f"{FOLDER}/{each.name}")
         self._there = kept

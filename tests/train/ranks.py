@@ -24,7 +24,7 @@ from imachsr.train.parallel import agree, mean_over_ranks, parallelise, summed
 from imachsr.train.step import train_step
 from imachsr.train.stopping import TrainingStopped
 from tests.processes import leave
-from tests.train.test_nonfinite import bad_run
+from tests.train.test_nonfinite import STEP, bad_run, samples_of
 from tests.train.toys import Bands, Tiny, toy_run
 
 CPU = Placement(device="cpu", is_bfloat16=False, is_channels_last=False)
@@ -143,6 +143,10 @@ def work(rank: int, folder: str) -> None:
     found["nan"] = raised(lambda: train(bad_run(**nan), output=at / "nan"))
     found["nan resumed"] = train(bad_run(**nan, recovery__nonfinite="skip"), output=at / "nan", resume=True).history
     found["nan skipped"] = train(bad_run(**nan, recovery__nonfinite="skip"), output=at / "skip").history
+    # In the second micro-batch, with gradients of the first one waiting.
+    late = {**nan, "data__kwargs": {"count": 16, "bad": [samples_of(STEP)[-1]]}, "recovery__nonfinite": "skip", "optimizer__epochs": 1}
+    for kind in ("ddp", "fsdp"):
+        found[f"nan late {kind}"] = train(bad_run(**late, compute__parallel=kind)).history
     # A folder of which each machine has its own.
     for number, name in enumerate(("late", "apart")):
         if rank == number:

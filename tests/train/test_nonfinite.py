@@ -20,20 +20,22 @@ STEP = 3
 
 
 @functools.cache
-def sample_of(step: int) -> int:
-    """A sample that is in that step of the first epoch."""
+def samples_of(step: int) -> tuple[int, ...]:
+    """The samples of that step of the first epoch, in the order in which it has them."""
     run = toy_run(augment={"scale": [1.0, 1.0], "jitter": 0.0})
+    places = {}
     for sample in range(16):
         samples = Bands(count=16, bad=(sample,)).load("train")
-        found = [bool((images.amin((1, 2, 3)) > 2).any()) for images, _ in batches(samples, run, epoch=1)]
-        if found[step - 1]:
-            return sample
-    raise AssertionError(step)
+        found = [(images.amin((1, 2, 3)) > 2).nonzero().flatten().tolist() for images, _ in batches(samples, run, epoch=1)][step - 1]
+        if found:
+            places[sample] = found[0]
+    assert sorted(places.values()) == list(range(len(places)))
+    return tuple(sorted(places, key=lambda sample: places[sample]))
 
 
 def bad_run(where: str = "forward", **dotted: Any) -> Run:
     settings: dict[str, Any] = {
-        "data__kwargs": {"count": 16, "bad": [sample_of(STEP)]},
+        "data__kwargs": {"count": 16, "bad": [samples_of(STEP)[0]]},
         "model": {"import": "tests.train.toys:Poisoned", "has_batch_norm": True, "where": where},
         "augment": {"scale": [1.0, 1.0], "jitter": 0.0},
         "method__grad_ratio": 0.5,
@@ -128,7 +130,7 @@ def test_more_such_steps_than_are_allowed_end_it_and_a_larger_number_goes_on(tmp
 
 def test_a_rollback_takes_the_checkpoint_and_goes_on_behind_the_step(tmp_path: Path) -> None:
     options = {"recovery__nonfinite": "rollback", "recovery__checkpoint_steps": 2, "optimizer__epochs": 1, "optimizer__ema": 0.5}
-    result = train(bad_run(**options, data__kwargs={"count": 16, "bad": [sample_of(4)]}), output=tmp_path)
+    result = train(bad_run(**options, data__kwargs={"count": 16, "bad": [samples_of(4)[0]]}), output=tmp_path)
     second, fourth = (torch.load(tmp_path / "checkpoints" / f"{step:08d}.pt", weights_only=True) for step in (2, 4))
     # The third step is lost, with its moments and its part in the mean of the weights.
     for key in ("net", "optimizer", "ema", "ema_updates", "balance"):

@@ -103,6 +103,10 @@ def test_without_adapters_it_is_the_usual_clipping() -> None:
     assert norm(changes(net, before)) == pytest.approx(0.02, rel=1e-3)
 
 
+def test_no_logits_stay_behind_a_step() -> None:
+    assert [losses.prediction.untyped_storage().nbytes() for losses in step(make(), None)] == [0]
+
+
 def test_a_step_counts_and_advances_the_schedule() -> None:
     net = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)

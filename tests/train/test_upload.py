@@ -111,6 +111,23 @@ def test_the_newest_and_the_best_are_there_in_the_end_and_nothing_else(uri: str,
     assert checkpoint.committed(tmp_path / "elsewhere")[-1].serial == 6
 
 
+def test_a_best_one_that_is_only_there_does_not_have_the_best_one_here_sent_without_end(uri: str, tmp_path: Path) -> None:
+    """As on a machine that could not bring the best one when it went on."""
+    folder = tmp_path / "run"
+    save(folder, 1, 50.0)
+    with mirrored(uri, folder, keep=2):
+        pass
+    there = checkpoint.committed(folder)[0]
+    with mirrored(uri, folder, keep=2) as mirror:
+        for step, score in ((2, 45.0), (3, 40.0), (4, 41.0), (5, 42.0)):
+            save(folder, step, score)
+            for name in (there.file, there.name):
+                (folder / "checkpoints" / name).unlink(missing_ok=True)
+            mirror.wake()
+            wait_until(lambda: not mirror.stored.missing, seconds=20, what="the upload")
+    assert steps_there(uri) == [1, 2, 4, 5]
+
+
 def test_a_step_that_is_saved_again_and_again_never_overwrites_what_a_manifest_names(uri: str, tmp_path: Path) -> None:
     folder, seen = tmp_path / "run", set[int]()
     with mirrored(uri, folder) as mirror:
