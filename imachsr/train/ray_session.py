@@ -58,6 +58,7 @@ class Session:
     desk: Desk
     monitor: Monitor
     storage: str | None
+    is_new: bool
     cpus: int
     scoring: dict[str, Any]
     is_stopped: Callable[[], bool]
@@ -164,6 +165,7 @@ class Session:
                 "kind": self.kind,
                 "desk": self.desk,
                 "storage": self.storage,
+                "is_new": self.is_new,
                 "scoring": self.scoring,
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", **({} if seconds is None else {"timeout_s": seconds})),

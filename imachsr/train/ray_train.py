@@ -114,6 +114,7 @@ def train_distributed(
                 desk=desk,
                 monitor=monitor,
                 storage=uri,
+                is_new=not resume,
                 cpus=cpus,
                 scoring={"evaluate_on": evaluate_on, "selection": asdict(selection or Selection())},
                 is_stopped=is_stopped,

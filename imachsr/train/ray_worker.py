@@ -24,6 +24,7 @@ from imachsr.train.loop import train
 from imachsr.train.parallel import Row
 from imachsr.train.state import Training
 from imachsr.train.stopping import TrainingStopped
+from imachsr.train.stored import clear_of_others
 from imachsr.train.upload import RESULT, Mirror
 
 BEAT_S = 1.0
@@ -78,6 +79,8 @@ def work(config: dict[str, Any]) -> None:
         try:
             if mirror is None:
                 require_marked(output, config["word"])
+            elif config["is_new"]:
+                clear_of_others(output, config["word"])
             if is_first:
                 desk.tell("start", context.get_world_size())
             # resume: a worker group that is restarted after a failure goes on from the last checkpoint that is on disk.

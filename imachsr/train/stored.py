@@ -8,6 +8,7 @@ from typing import Any
 
 from imachsr.config.load import parse_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
+from imachsr.files import write_text
 from imachsr.train import checkpoint
 from imachsr.train.checkpoint import FOLDER
 from imachsr.train.courier import Courier, MissingError, RemoteError
@@ -17,6 +18,8 @@ from imachsr.train.state import CHANGEABLE, changed
 from imachsr.train.state_file import DamagedError
 from imachsr.train.upload import RESULT, TOLD
 
+BEGUN = "begun.txt"
+"""On a worker's own disk: the word of the start that its checkpoints are of."""
 AGAIN_S = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Waits between attempts to read a storage that is needed to go on, seconds."""
 
@@ -140,6 +143,19 @@ def _bring_files(courier: Courier, folder: Path, names: tuple[str, ...]) -> None
             courier.ask("fetch", name, str(temporary))
             temporary.replace(folder / name)
         temporary.unlink(missing_ok=True)
+
+
+def clear_of_others(folder: Path, word: str) -> None:
+    """Drop what an older training has left on a worker's own disk, when a new one begins there; a group that is started again keeps its own.
+
+    Args:
+        folder: The training's ``--output``.
+        word: Of this start of the training, the same for all its groups of workers.
+    """
+    mark = folder / BEGUN
+    if not mark.exists() or mark.read_text(encoding="utf-8") != word:
+        checkpoint.remove(folder)
+        write_text(mark, word)
 
 
 def bring_home(courier: Courier, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from imachsr import storage
 from imachsr.train import checkpoint
 from imachsr.train.courier import Courier
-from imachsr.train.stored import newest_apart
+from imachsr.train.stored import clear_of_others, newest_apart
 from imachsr.train.upload import Mirror
 from tests.processes import leave
 from tests.train.savers import state, value_of
@@ -29,6 +29,17 @@ def take_up(rank: int, folder: str, uri: str) -> None:
     found = newest_apart(Courier(uri), Path(folder) / str(rank), keep=2)
     (Path(folder) / f"{rank}.json").write_text(json.dumps(None if found is None else value_of(found)))
     leave()
+
+
+def test_what_an_older_training_left_on_a_workers_disk_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    clear_of_others(tmp_path, "second")
+    assert checkpoint.newest_whole(tmp_path) is None
+    save(tmp_path, 1)
+    clear_of_others(tmp_path, "second")  # its group was started again
+    assert value_of(checkpoint.load(tmp_path)) == 1
+    clear_of_others(tmp_path, "third")
+    assert checkpoint.newest_whole(tmp_path) is None
 
 
 @pytest.mark.parametrize(
