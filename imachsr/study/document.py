@@ -1,6 +1,6 @@
 """A study's findings in plain words and tables, as Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from imachsr.search.paired import ALPHA
@@ -48,7 +48,8 @@ def words(findings: Findings) -> list[str]:
     ordered = sorted(findings.comparisons, key=lambda each: not each.is_primary)
     lines += [_sentence(each, findings.metric) for each in ordered if _is_told(each)]
     if waiting := [each for each in ordered if not _is_told(each)]:
-        lines.append(f"No pair of runs has ended yet: {_by_cell(waiting)}.")
+        begun = {each.cell for each in ordered if _is_told(each)}
+        lines.append(f"No pair of runs has ended yet: {_by_cell(waiting, begun)}.")
     if findings.against_itself is not None:
         lines.append(_itself(findings.against_itself, findings.metric, findings.control))
     lines += [f"{each['arm']} failed in {each['cell']} with seed {each['seed']}: {each['error']}" for each in findings.failures]
@@ -60,11 +61,12 @@ def _is_told(each: Comparison) -> bool:
     return each.pairs > 0 or each.verdict == "failed"
 
 
-def _by_cell(comparisons: Sequence[Comparison]) -> str:
+def _by_cell(comparisons: Sequence[Comparison], begun: Collection[str]) -> str:
+    """Cells, and of those in which others have begun the comparisons."""
     cells: dict[str, list[str]] = {}
     for each in comparisons:
-        cells.setdefault(each.cell, []).append(f"{each.arm} against {each.other}" + " (declared beforehand)" * each.is_primary)
-    return "; ".join(f"{cell} ({', '.join(names)})" for cell, names in cells.items())
+        cells.setdefault(each.cell, []).append(f"{each.arm} against {each.other}")
+    return "; ".join(f"{cell} ({', '.join(names)})" if cell in begun else cell for cell, names in cells.items())
 
 
 def _sentence(each: Comparison, metric: str) -> str:
@@ -77,7 +79,8 @@ def _sentence(each: Comparison, metric: str) -> str:
     if each.verdict == "failed":
         return f"{name}: not judged, since a run failed with {len(each.failed)} of the seeds; {what}."
     if each.verdict == "incomplete":
-        return f"{name}: not judged yet, since {len(each.missing)} seeds are missing; {what}."
+        seeds = "1 seed is" if len(each.missing) == 1 else f"{len(each.missing)} seeds are"
+        return f"{name}: not judged yet, since {seeds} missing; {what}."
     p = f"p {each.p:.3g}" if each.is_primary else f"p {each.p:.3g}, {each.p_holm:.3g} after Holm"
     if each.verdict == "open":
         return f"{name}: no difference that these runs can show: {what}, {p}."

@@ -1,0 +1,55 @@
+"""The published study on street video follows from its rows, by the program that makes it and by plain arithmetic."""
+
+import csv
+import itertools
+import statistics
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study_page import findings_of, page
+from imachsr.study.findings import Findings
+from imachsr.study.load import load_study
+from imachsr.study.plan import wanted
+from imachsr.study.rows import Known, read
+
+ROOT = Path(__file__).parent.parent.parent
+STUDY, ROWS = ROOT / "search_spaces/camvid_study.yaml", ROOT / "benchmarks/camvid_study.csv"
+(PAGE,) = (ROOT / "benchmarks").glob("camvid_study_*.md")
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    return findings_of(STUDY, ROWS)
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[tuple[str, str, int], float]:
+    """mIoU of each cell, arm and seed, read without imachsr."""
+    with ROWS.open(newline="") as file:
+        return {(row["cell"], row["arm"], int(row["seed"])): float(row["val/miou"]) for row in csv.DictReader(file) if row["state"] == "finished"}
+
+
+def test_the_page_and_its_pictures_are_those_of_the_rows(findings: Findings, tmp_path: Path) -> None:
+    before = PAGE.read_text(encoding="utf-8")
+    assert page(findings, before, tmp_path / "pictures", PAGE.stem) == before
+    published = {path.name: path.read_text() for path in PAGE.with_suffix("").iterdir()}
+    assert {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()} == published
+
+
+def test_every_row_is_a_run_of_the_study() -> None:
+    rows = Known(read(ROWS))
+    known = {(each.key, each.seed) for each in wanted(load_study(STUDY), rows)}
+    assert [(row.cell, row.arm, row.seed) for row in rows.all() if (row.key, row.seed) not in known] == []
+
+
+def test_every_difference_is_that_of_plain_arithmetic(findings: Findings, scores: dict[tuple[str, str, int], float]) -> None:
+    judged = [each for each in findings.comparisons if each.verdict in ("better", "worse", "open")]
+    assert judged
+    text = PAGE.read_text(encoding="utf-8")
+    for each in judged:
+        pairs = [scores[each.cell, each.arm, seed] - scores[each.cell, each.other, seed] for seed in each.differences]
+        assert f"{statistics.fmean(pairs):+.2f}" in text
+        assert each.difference == pytest.approx(statistics.fmean(pairs), abs=1e-6)
+        flipped = [sum(sign * value for sign, value in zip(signs, pairs, strict=True)) for signs in itertools.product((1, -1), repeat=len(pairs))]
+        assert each.p == pytest.approx(sum(abs(value) >= abs(sum(pairs)) - 1e-9 for value in flipped) / len(flipped))
