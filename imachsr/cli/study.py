@@ -98,7 +98,10 @@ def study(
                 interrupted = run_study(held, tracker=tracker, on_change=watch.update, say=_say, hours=hours)
                 lines = tracker.close()
         findings = written(held)
-    _show(findings, folder, as_json=as_json)
+    if json_lines:
+        print_line({"event": "summary", **findings.to_dict(), "output": str(folder)})
+    else:
+        _show(findings, folder, as_json=as_json)
     for line in lines:
         _say(line)
     if not no_run and findings.done < findings.total:

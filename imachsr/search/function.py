@@ -37,10 +37,10 @@ def search_function(
     space: Mapping[str, Any] | str | Path,
     train: Train,
     *,
-    metric: str = "score",
-    mode: str = "max",
-    epochs: int = 1,
-    trials: int = 20,
+    metric: str | None = None,
+    mode: str | None = None,
+    epochs: int | None = None,
+    trials: int | None = None,
     output: str | Path = "runs/search",
     resume: bool = False,
     tracker: Tracker | None = None,
@@ -56,10 +56,10 @@ def search_function(
         space: Knobs and how they are searched, as under ``space:`` in YAML, such as ``{"lr": {"float": [1e-4, 1e-1], "log": True}}``; or a YAML
             file that holds a whole search.
         train: The function; it travels to the workers by cloudpickle.
-        metric: Key of the rows that is compared.
-        mode: max or min, whichever is better.
-        epochs: Rows of a whole trial, >= 1.
-        trials: In all, >= 1.
+        metric: Key of the rows that is compared; "score" by default. This and the next three stand in the file where ``space`` is one.
+        mode: max or min, whichever is better; max by default.
+        epochs: Rows of a whole trial, >= 1; 1 by default.
+        trials: In all, >= 1; 20 by default.
         output: New folder of the results.
         resume: Go on with the search that is in it.
         tracker: Told of every trial, in this process.
@@ -79,9 +79,9 @@ def search_function(
     """
     if not callable(train):
         raise ConfigError(f"`train` must be a function (values, report), but got {train!r}")
-    if epochs < 1:
+    if epochs is not None and epochs < 1:
         raise ConfigError(f"`epochs >= 1` must hold, but got {epochs}")
-    found = _search(space, train, metric=metric, mode=mode, epochs=epochs, trials=trials, rules=rules)
+    found = _search(space, train, given={"metric": metric, "mode": mode, "epochs": epochs, "trials": trials}, rules=rules)
     folder = Path(output)
     function = Function(train=train, max_epochs=found.base().optimizer.epochs)
     summary, _ = run_search(found, folder, tracker=tracker, on_change=on_change, resume=resume, function=function)
@@ -91,17 +91,21 @@ def search_function(
     return Found(values=best["params"], value=best["value"], summary=summary, folder=folder)
 
 
-def _search(
-    space: Mapping[str, Any] | str | Path, train: Train, *, metric: str, mode: str, epochs: int, trials: int, rules: dict[str, Any]
-) -> Search:
+def _search(space: Mapping[str, Any] | str | Path, train: Train, *, given: Mapping[str, Any], rules: dict[str, Any]) -> Search:
     name = f"{getattr(train, '__module__', '?')}:{getattr(train, '__qualname__', type(train).__qualname__)}"
     if isinstance(space, (str, Path)):
+        if twice := [key for key, value in given.items() if value is not None]:
+            raise ConfigError(f"`{twice[0]}` must stand in {space}, which holds the whole search, but was given beside it")
         return make_search({**load_yaml(space), **rules, "function": name})
-    budget = {"trials": trials, **rules.pop("budget", {})}
+    found: dict[str, Any] = {"metric": "score", "mode": "max", "epochs": 1, "trials": 20} | {
+        key: value for key, value in given.items() if value is not None
+    }
+    epochs = found["epochs"]
+    budget = {"trials": found["trials"], **rules.pop("budget", {})}
     scheduler = rules.pop("scheduler", {"kind": "asha" if epochs > 2 else "none"})
     raw = {
         "space": dict(space),
-        "metric": {"name": metric, "mode": mode},
+        "metric": {"name": found["metric"], "mode": found["mode"]},
         "run": {"optimizer": {"epochs": epochs}},
         "budget": budget,
         "scheduler": scheduler,

@@ -61,7 +61,7 @@ def lesson(folder: Path, search: Search) -> Lesson:
 def _differences(older: Search, newer: Search) -> list[str]:
     """What makes values of one search say nothing about the other."""
     before, now = run_to_dict(older.base()), run_to_dict(newer.base())
-    found = [key for key in ("data", "model") if before[key] != now[key]]
+    found = [key for key in ("data", "subset", "model", "output_loss") if before[key] != now[key]]
     found += ["optimizer.epochs"] if older.base().optimizer.epochs != newer.base().optimizer.epochs else []
     found += [key for key in ("metric", "also", "selection", "score_on", "function") if getattr(older, key) != getattr(newer, key)]
     return found

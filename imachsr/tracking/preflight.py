@@ -61,6 +61,8 @@ def _drop_wrong_settings() -> str:
     """Take out of the environment what the client would refuse to start with, even offline; says what, or is empty."""
     import wandb
 
+    if key := os.environ.get(KEY):
+        os.environ[KEY] = key.strip()  # a secret's file often ends with a line break, for which the client would end the program
     wrong = []
     while True:
         try:

@@ -83,6 +83,10 @@ def test_what_a_function_does_wrong_fails_its_trial_alone_and_is_told_by_name(tm
         ({"space": {"x": {"float": [1, 1]}}}, "low < high"),
         ({"sampler": {"kind": "tpee"}}, "tpe"),
         ({"schedule": {}}, "scheduler"),
+        (
+            {"space": "search_spaces/quickstart.yaml", "trials": 3},
+            "`trials` must stand in search_spaces/quickstart.yaml, which holds the whole search",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path, given: dict[str, Any], message: str) -> None:

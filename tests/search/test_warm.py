@@ -140,7 +140,13 @@ def test_epochs_data_and_model_make_values_incomparable(tmp_path: Path) -> None:
         driver.on_end(proposal["number"])
     driver.close()
     assert len(lesson(tmp_path / "old", run_search()).trials) == 3  # the baseline has no place in the space
-    for other, what in (({"optimizer": {"epochs": 8}}, "optimizer.epochs"), ({"data": {"kind": "scenes", "size": [32, 32]}}, "data")):
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": {"epochs": 8}}, "optimizer.epochs"),
+        ({"data": {"kind": "scenes", "size": [32, 32]}}, "data"),
+        ({"subset": {"share": 0.5}}, "subset"),
+        ({"output_loss": "ohem"}, "output_loss"),
+    ]
+    for other, what in changes:
         found = lesson(tmp_path / "old", run_search(**other))
         assert found.trials == ()
         assert f"({what} differ)" in found.words

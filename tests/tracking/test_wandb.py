@@ -1,4 +1,5 @@
 import math
+import os
 import socket
 import time
 from pathlib import Path
@@ -183,6 +184,12 @@ def test_auto_without_a_key_is_offline_and_tells_how_to_get_one() -> None:
     assert found.mode == "offline"
     assert "wandb login" in found.reason
     assert "WANDB_API_KEY" in found.reason
+
+
+def test_a_line_break_behind_the_key_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", f"{KEY}\n")
+    assert preflight("offline").reason == "offline was asked for"
+    assert os.environ["WANDB_API_KEY"] == KEY
 
 
 def test_auto_with_a_key_but_no_server_is_offline_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
