@@ -30,6 +30,8 @@ def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
         parts += ["## Comparisons", _comparisons(findings)]
     if any(each["runs"] for each in findings.means):
         parts += ["## Means", _means(findings)]
+    if any(each["classes"] for each in findings.means):
+        parts += ["## IoU of each class", _classes(findings)]
     if any(each.alongside for each in findings.comparisons):
         parts += ["## What else differs", "Mean paired difference with its 95 % interval; not tested.", _alongside(findings)]
     if findings.effects:
@@ -130,6 +132,16 @@ def _means(findings: Findings) -> str:
         rows.append([each["cell"], each["arm"], f"{each['runs']}/{each['seeds']}", epochs, *cells, spread, "" if step is None else f"{step:.0f}"])
     names = [ABOUT.get(name, name) for name in shown]
     return table(["cell", "arm", "runs", "epochs", *names, f"spread of {names[0] if names else findings.metric}", "ms a step"], rows)
+
+
+def _classes(findings: Findings) -> str:
+    shown = list(dict.fromkeys(name for each in findings.means for name in each["classes"]))
+    rows = []
+    for each in findings.means:
+        if each["classes"]:
+            cells = [number(value, "iou") if (value := each["classes"].get(name)) is not None else "" for name in shown]
+            rows.append([each["cell"], each["arm"], *cells])
+    return table(["cell", "arm", *shown], rows)
 
 
 def _alongside(findings: Findings) -> str:

@@ -1,7 +1,7 @@
 """What a study's rows say: comparisons, means, effects, charts, and the false wins of the test itself."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from imachsr.study.plan import key_of, wanted
 from imachsr.study.rows import Known, Row
 from imachsr.study.schema import Cell, Chart, StudyPlan
 
+CLASSES = "val/iou/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -38,7 +40,7 @@ class Findings:
         metric: That is tested.
         control: Name of the arm that the others are compared with.
         comparisons: Of all cells.
-        means: Of every arm in every cell: runs, mean, standard deviation, epochs, median step, further metrics.
+        means: Of every arm in every cell: runs, standard deviation, epochs, ``means`` of all metrics, and IoU of ``classes``.
         effects: Of settings that were varied.
         charts: Gains over a setting.
         against_itself: False wins of the test; None without it.
@@ -106,12 +108,27 @@ def find(study: StudyPlan, known: Known) -> Findings:
 def _means_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[str, Any]:
     rows = runs_of(study, known, cell, arm)
     whole = [row for row in rows.values() if row is not None and row.is_finished]
-    names = sorted({name for row in whole for name in row.scores if not name.startswith("val/iou/")})
-    means = {name: math.fsum(v := [row.scores[name] for row in whole if name in row.scores]) / len(v) for name in names}
+    # In the order of the rows, which for classes is that of the data.
+    means = {name: math.fsum(v := [row.scores[name] for row in whole if name in row.scores]) / len(v) for name in dict.fromkeys(_names(whole))}
+    classes = {name.removeprefix(CLASSES): means.pop(name) for name in list(means) if name.startswith(CLASSES)}
     values = [row.scores[study.metric] for row in whole if study.metric in row.scores]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     epochs = sorted({row.epochs for row in whole})
-    return {"cell": cell.name, "arm": arm, "runs": len(whole), "seeds": len(rows), "spread": spread, "epochs": epochs, "means": means}
+    return {
+        "cell": cell.name,
+        "arm": arm,
+        "runs": len(whole),
+        "seeds": len(rows),
+        "spread": spread,
+        "epochs": epochs,
+        "means": means,
+        "classes": classes,
+    }
+
+
+def _names(rows: Iterable[Row]) -> Iterator[str]:
+    for row in rows:
+        yield from row.scores
 
 
 def _effects(study: StudyPlan, known: Known) -> list[dict[str, Any]]:

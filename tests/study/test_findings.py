@@ -233,6 +233,16 @@ def test_the_document_holds_every_number_and_no_cell_breaks_its_table() -> None:
     json.dumps(finite(found.to_dict()))
 
 
+def test_classes_have_a_table_of_their_own_in_the_order_of_the_data() -> None:
+    plan = study(cells=[{"name": "small"}], seeds=[0, 1])
+    iou = {"val__iou__road": 90.0, "val__iou__car": 40.0}
+    rows = [row(plan, "small", arm, seed, 50.0, **{name: each + seed for name, each in iou.items()}) for arm in GAIN for seed in (0, 1)]
+    text = document(find(plan, Known(rows)))
+    assert "| cell | arm | road | car |" in text
+    assert "| small | full | 90.50 | 40.50 |" in text
+    assert "iou/road" not in text
+
+
 def test_a_table_of_markdown() -> None:
     assert table(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
 
