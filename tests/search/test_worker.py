@@ -25,6 +25,7 @@ JOB: dict[str, Any] = {
     "selection": asdict(Selection(fraction=0.25, blocks=1, guard=1)),
     "limits": {"memory_mib": None, "step_ms": None},
     "trials": 2,
+    "gpus": 0.0,
     "workers": 1,
     "cpus": 1,
     "board": None,
