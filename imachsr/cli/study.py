@@ -29,8 +29,9 @@ from imachsr.cli.common import (
 from imachsr.console import Style, people, plain, print_json, print_line, style_of
 
 if TYPE_CHECKING:
-    from imachsr.study.driver import Standing, Study
+    from imachsr.study.driver import Standing
     from imachsr.study.findings import Findings
+    from imachsr.study.folder import Study
 
 StudyOverrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as key=value, such as seeds=[0,1,2] or run.optimizer.epochs=2.", show_default=False)
@@ -66,7 +67,8 @@ def study(
     Writes runs.csv (a row a run), study.json, study.md and pictures. The same command goes on where it was broken off.
     """
     from imachsr.config.schema import ConfigError
-    from imachsr.study.driver import Study, run_study
+    from imachsr.study.driver import run_study
+    from imachsr.study.folder import Study
     from imachsr.study.load import load_study
     from imachsr.study.rows import read
 

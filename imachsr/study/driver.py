@@ -1,29 +1,22 @@
-"""What a study still has to run, run; its rows are on disk as soon as each run has ended."""
+"""What a study still has to run, run."""
 
-import contextlib
-import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imachsr.config.load import dump_yaml, load_yaml, run_to_dict
-from imachsr.config.schema import ConfigError, Run
+from imachsr.config.load import run_to_dict
+from imachsr.config.schema import Run
 from imachsr.data.samples import Samples
-from imachsr.files import LOCK, write_text
-from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint_of
-from imachsr.search.folder import lock
-from imachsr.study.comparisons import check_rows
-from imachsr.study.load import make_study, study_to_dict
-from imachsr.study.plan import Wanted, scoring_of, wanted
-from imachsr.study.rows import DIGITS, FILE, Known, Row, read, write
-from imachsr.study.schema import Primary, StudyPlan
-from imachsr.study.tracked import SETTINGS, folder_of, record, tell
+from imachsr.study.folder import Study
+from imachsr.study.plan import Wanted, scoring_of
+from imachsr.study.rows import Row
+from imachsr.study.schema import StudyPlan
+from imachsr.study.tracked import record, tell
 from imachsr.tracking.events import NullTracker, Tracker
-from imachsr.train import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,148 +36,6 @@ class Standing:
     running: tuple[tuple[Wanted, int, int], ...] = ()
     ended: Row | None = None
     left_s: float | None = None
-
-
-@dataclass(kw_only=True)
-class Study:
-    """Owns a result folder for as long as it is entered.
-
-    Files: study.yaml (as it was given), runs.csv (a row a finished run, written anew whenever one ends), runs/KEY-SEED/ (a training each).
-
-    Args:
-        plan: What is studied.
-        folder: Of results.
-        published: Rows from elsewhere that need not be run again.
-        only: Names of cells that are run; all without any.
-    """
-
-    plan: StudyPlan
-    folder: Path
-    published: Sequence[Row] = ()
-    only: Collection[str] = ()
-    lost: dict[tuple[str, int], str] = field(default_factory=dict)
-    own: list[Row] = field(default_factory=list)
-    known: Known = field(default_factory=Known)
-    _planned: list[Wanted] | None = None
-
-    def __enter__(self) -> "Study":
-        self._opened = contextlib.ExitStack()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._opened.enter_context(lock(self.folder))
-        try:
-            self._check_folder()
-            if (self.folder / FILE).exists():
-                self.own = read(self.folder / FILE)
-            self.known = Known([*self.own, *self.published])
-            self._check_declared()
-            check_rows(self.plan, self.known)
-            write_text(self.folder / SETTINGS, dump_yaml(study_to_dict(self.plan)))
-        except BaseException:
-            self._opened.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def _check_folder(self) -> None:
-        path = self.folder / SETTINGS
-        if not path.exists():
-            if others := sorted(each.name for each in self.folder.iterdir() if each.name != LOCK):
-                raise ConfigError(f"{self.folder} must be a new folder or hold this study, but holds {', '.join(others[:3])}; give another --output")
-            return
-        # Cells, arms and seeds may be added or taken away: every run is known by its own settings.
-        if (before := load_yaml(path).get("name")) != self.plan.name:
-            raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
-
-    def _check_declared(self) -> None:
-        """What is tested, and which comparison stands outside of Holm's families, is said before there are results, or not at all."""
-        if not self.own:
-            return
-        before = make_study(load_yaml(self.folder / SETTINGS))
-        for key, was, now in (("primary", before.primary, self.plan.primary), ("metric", before.metric, self.plan.metric)):
-            if was != now and now is not None:
-                raise ConfigError(
-                    f"{key}: must stay what it was before {len(self.own)} runs had ended, {_told(was)}, but got {_told(now)}; give another --output"
-                    + (", or primary=null: then Holm's adjustment is over all comparisons" if key == "primary" else "")
-                )
-
-    def todo(self) -> list[Wanted]:
-        """Runs that can begin."""
-        return [each for each in self.planned() if each.run is not None and self._is_open(each)]
-
-    def missing(self) -> list[Wanted]:
-        """Runs that have not ended, those that cannot begin yet among them."""
-        return [each for each in self.planned() if each.run is None or self.known.get(each.key, each.seed) is None]
-
-    def planned(self) -> list[Wanted]:
-        """All runs of the cells that are run; made anew only when one has ended, since every run's settings are checked as they are made."""
-        if self._planned is None:
-            self._planned = wanted(self.plan, self.known, only=self.only)
-        return self._planned
-
-    def _is_open(self, each: Wanted) -> bool:
-        return self.known.get(each.key, each.seed) is None and (each.key, each.seed) not in self.lost
-
-    def output(self, each: Wanted) -> Path:
-        """Absolute folder of a run's training."""
-        return folder_of(self.folder, each.key, each.seed)
-
-    def forget_failed(self) -> int:
-        """Drop rows of runs that failed, so that they are tried again; how many."""
-        failed = [row for row in self.own if not row.is_finished]
-        self.own = [row for row in self.own if row.is_finished]
-        self.known = Known([*self.own, *(row for row in self.published if row.is_finished)])
-        self._planned = None
-        return len(failed)
-
-    def check_data(self, fingerprints: Mapping[str, str]) -> None:
-        """Refuse rows that were made with other data than these.
-
-        Args:
-            fingerprints: Of the data by a run's key.
-
-        Raises:
-            ConfigError: If a row that would be skipped has another one; names it.
-        """
-        for row in self.known.all():
-            found = fingerprints.get(row.key)
-            if found is not None and row.data and row.data != found:
-                rule = "rows that are there must be of the same data"
-                raise ConfigError(f"{rule}, but that of {row.cell}, {row.arm}, seed {row.seed} has the fingerprint {row.data}, and the data {found}")
-
-    def note(self, each: Wanted, given: Mapping[str, Any], data: str) -> Row | None:
-        """Record what a run gave; None for one that died or was stopped, which the same command begins again."""
-        if "stopped" in given:
-            return None
-        if "lost" in given:
-            self.lost[(each.key, each.seed)] = str(given["lost"])
-            return None
-        row = Row(
-            cell=each.cell,
-            arm=each.arm,
-            setting=each.setting,
-            seed=each.seed,
-            key=each.key,
-            data=data,
-            state="failed" if "error" in given else "finished",
-            error=str(given.get("error", "")),
-            epochs=int(given.get("epochs", 0)),
-            taps=int(given.get("taps", 0)),
-            # As in the file: who reads it sees what is seen here.
-            scores={name: round(value, DIGITS) for name, value in given.get("scores", {}).items() if math.isfinite(value)},
-            facts={"scoring": fingerprint_of(scoring_of(self.plan)), "revision": revisions()["imachsr"] or "", **given.get("facts", {})},
-        )
-        self.own.append(row)
-        self.known.add(row)
-        self._planned = None
-        write(self.folder / FILE, self.own)
-        checkpoint.remove(self.output(each))  # not before its row is there: what ends in between is scored again, not trained
-        return row
-
-
-def _told(declared: Primary | str | None) -> str:
-    return "none" if declared is None else f"{declared.arm} in {declared.cell}" if isinstance(declared, Primary) else declared
 
 
 def fingerprints(runs: Sequence[tuple[str, Run]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from imachsr.config.continued import placeless
 from imachsr.config.schema import Run
 from imachsr.config.words import word
 from imachsr.data.corruptions import CORRUPTIONS
@@ -39,9 +40,7 @@ class Wanted:
 def key_of(run: Run) -> str:
     """Fingerprint of what a run trains, apart from its seed and from where its data lie: these have a fingerprint of their own."""
     tree = canonical(run)
-    for settings in (tree["data"], tree["data"].get("kwargs", {})):
-        settings.pop("root", None)
-    return fingerprint_of(tree)
+    return fingerprint_of({**tree, "data": placeless(tree["data"])})
 
 
 def place_of(run: Run) -> str:

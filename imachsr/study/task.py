@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from imachsr.config.continued import changed
 from imachsr.config.load import load_yaml, make_run, run_to_dict
 from imachsr.config.schema import Run
 from imachsr.files import write_text
@@ -18,7 +19,6 @@ from imachsr.train import checkpoint
 from imachsr.train.device import Machine, decide
 from imachsr.train.evaluate import Corrupted, evaluate, score_corrupted, trained_model
 from imachsr.train.loop import Result, train
-from imachsr.train.state import changed
 from imachsr.train.stopping import TrainingStopped
 
 ORIGIN = "data.txt"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only  # no public module of torch has them
 
 from imachsr.config.build import build_model, output_loss
+from imachsr.config.continued import placeless
 from imachsr.config.load import make_run, parse_overrides, run_to_dict
 from imachsr.config.schema import SCORED_ON, ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of
@@ -29,7 +30,6 @@ from imachsr.train.device import Machine, Placement, decide
 from imachsr.train.gallery import Gallery
 from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikelihood, Reliability
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
-from imachsr.train.state import placeless
 
 BATCH = 16
 

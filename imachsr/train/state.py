@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,35 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from imachsr.config.continued import changed
 from imachsr.config.load import run_to_dict
 from imachsr.config.plan import Plan
 from imachsr.config.schema import ConfigError, Run
 from imachsr.core.wrapper import IMacHSR
 from imachsr.train.parallel import Row, agree, gathered, rank_and_world, share_buffers, whole
-
-CHANGEABLE = ("compute", "name", "recovery")
-"""Settings that may differ when a training is continued: none is part of what is computed."""
-_PLACES = ("root", "cache")
-"""Of data, likewise: they may have been moved."""
-
-
-def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Parts of a run's settings that differ from those that a training began with, and decide what is computed.
-
-    Args:
-        saved: Plain settings that it began with.
-        now: Plain settings that it would go on with.
-    """
-    before = {key: placeless(value) if key == "data" and isinstance(value, Mapping) else value for key, value in saved.items()}
-    return [key for key in now if key not in CHANGEABLE and before.get(key) != (placeless(now[key]) if key == "data" else now[key])]
-
-
-def placeless(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings of data without where these, and what is kept of them, lie."""
-    found = {name: each for name, each in data.items() if name not in _PLACES}
-    if isinstance(kwargs := found.get("kwargs"), Mapping):
-        found["kwargs"] = {name: each for name, each in kwargs.items() if name not in _PLACES}
-    return found
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.continued import CHANGEABLE, changed
 from imachsr.config.load import parse_yaml, run_to_dict
 from imachsr.config.schema import ConfigError, Run
 from imachsr.files import write_text
@@ -14,7 +15,6 @@ from imachsr.train.checkpoint import FOLDER
 from imachsr.train.courier import Courier, MissingError, RemoteError
 from imachsr.train.manifest import Manifest
 from imachsr.train.parallel import from_rank, gathered, rank_and_world
-from imachsr.train.state import CHANGEABLE, changed
 from imachsr.train.state_file import DamagedError
 from imachsr.train.upload import RESULT, TOLD
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study_page import findings_of, page
+from imachsr.data.corruptions import CORRUPTIONS
 from imachsr.study.findings import Findings
 from imachsr.study.load import load_study
 from imachsr.study.plan import wanted
@@ -41,6 +42,32 @@ def test_every_row_is_a_run_of_the_study() -> None:
     rows = Known(read(ROWS))
     known = {(each.key, each.seed) for each in wanted(load_study(STUDY), rows)}
     assert [(row.cell, row.arm, row.seed) for row in rows.all() if (row.key, row.seed) not in known] == []
+
+
+def test_what_is_written_of_the_rows_is_in_them() -> None:
+    """Numbers of the page's own words that stand in none of its tables."""
+    with ROWS.open(newline="") as file:
+        unet = {(row["arm"], int(row["seed"])): row for row in csv.DictReader(file) if row["cell"] == "unet"}
+    seeds = sorted({seed for _, seed in unet})
+    text = " ".join(PAGE.read_text(encoding="utf-8").split("<!--")[0].split())
+
+    def mean(arm: str, name: str) -> float:
+        return statistics.fmean(float(unet[arm, seed][name]) for seed in seeds)
+
+    def step(arm: str) -> float:
+        return statistics.median(float(unet[arm, seed]["time/step_ms"]) / float(unet["output_only", seed]["time/step_ms"]) for seed in seeds)
+
+    one, other = (round(100 * step(arm) - 100) for arm in ("homogeneous", "imachsr"))
+    assert f"a step is {one} and {other} % longer" in text
+    assert f"would have {round(30 / step('homogeneous'))} and {round(30 / step('imachsr'))} epochs" in text
+    assert "seven of them up, one down by 2.1" in text
+    gains = sorted(float(unet["imachsr", seed]["val/miou"]) - float(unet["output_only", seed]["val/miou"]) for seed in seeds)
+    assert round(gains[0], 1) == -2.1
+    assert gains[1] > 0
+    for arm in ("homogeneous", "imachsr"):
+        changes = {name: mean(arm, f"corrupted/{name}/miou") - mean("output_only", f"corrupted/{name}/miou") for name in CORRUPTIONS}
+        assert all(changes[name] > 0 for name in ("defocus_blur", "motion_blur", "gaussian_blur", "pixelate", "jpeg"))
+        assert all(changes[name] < 0 for name in ("gaussian_noise", "shot_noise", "impulse_noise", "night"))
 
 
 def test_every_difference_is_that_of_plain_arithmetic(findings: Findings, scores: dict[tuple[str, str, int], float]) -> None:

@@ -140,7 +140,7 @@ def test_a_folder_with_something_else_is_left_alone(run: Cli, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("toy")
 def test_rows_of_other_data_are_refused(run: Cli, tmp_path: Path) -> None:
-    from imachsr.study.driver import Study
+    from imachsr.study.folder import Study
     from imachsr.study.load import load_study
 
     plan = load_study(tmp_path / "toy.yaml")
@@ -154,9 +154,17 @@ def test_search_says_that_a_study_is_none(run: Cli) -> None:
     assert f"imachsr study {ABLATION}" in one_error(run("search", ABLATION))
 
 
+@pytest.mark.usefixtures("toy")
+def test_for_machines_everything_on_stdout_is_json(run: Cli) -> None:
+    ran = run("study", "toy.yaml", "--output", "s", "--no-run", "--json-lines")
+    assert ran.code == 0, ran.err
+    assert [json.loads(line)["event"] for line in ran.out.splitlines()] == ["summary"]
+    assert json.loads(ran.out)["total"] == 9 + 1
+
+
 def test_what_is_missing_is_counted_and_the_command_that_goes_on_would_run_something(toy: Path, tmp_path: Path) -> None:
     from imachsr.cli.study import _what_is_missing
-    from imachsr.study.driver import Study
+    from imachsr.study.folder import Study
     from imachsr.study.load import load_study
 
     def said(*cells: str, ended: int) -> str:

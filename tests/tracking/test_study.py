@@ -9,7 +9,7 @@ from imachsr.cli.wandb import sync
 from imachsr.config.load import dump_yaml, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
-from imachsr.study.driver import Study
+from imachsr.study.folder import Study
 from imachsr.study.tracked import recorded
 from tests.study.rows import study
 from tests.tracking.server import Server

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from imachsr.config.continued import changed
 from imachsr.config.load import run_to_dict
 from imachsr.config.schema import ConfigError
-from imachsr.study.driver import Study
+from imachsr.study.folder import Study
 from imachsr.study.rows import FILE, Known, read
 from imachsr.study.schema import StudyPlan
 from imachsr.study.task import run_to_row
 from imachsr.train import checkpoint
-from imachsr.train.state import changed
 from tests.study.rows import RAW, row, study
 
 TINY = {"data": {"kind": "scenes", "size": [32, 32], "num_train": 4, "num_val": 2}, "optimizer": {"epochs": 1, "batch_size": 2}}
@@ -75,9 +75,9 @@ def test_data_that_were_moved_are_the_same_settings() -> None:
     [
         (
             {"primary": {"cell": "large", "arm": "full"}},
-            "primary: must stay what it was before 1 runs had ended, full in small, but got full in large",
+            "primary: must stay what it was before a run had ended, cell small, arm full, but got cell large, arm full",
         ),
-        ({"metric": "val/ece"}, "metric: must stay what it was before 1 runs had ended, val/miou, but got val/ece; give another --output"),
+        ({"metric": "val/ece"}, "metric: must stay what it was before a run had ended, val/miou, but got val/ece; give another --output"),
         ({"corruptions": {"severities": [3]}}, "corruptions and also_on: must be those with which the rows that are there were scored"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_declaration_can_be_taken_back_and_not_made_again(tmp_path: Path) -> N
     with Study(plan=study(run=TINY, primary=None), folder=tmp_path / "s"):
         pass
     with (
-        pytest.raises(ConfigError, match="primary: must stay what it was before 1 runs had ended, none"),
+        pytest.raises(ConfigError, match="primary: must stay what it was before a run had ended, none"),
         Study(plan=study(run=TINY), folder=tmp_path / "s"),
     ):
         pass
