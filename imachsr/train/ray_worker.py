@@ -73,14 +73,14 @@ def work(config: dict[str, Any]) -> None:
         return "stop" if desk.is_stop_asked else "save" if is_leaving else ""
 
     mirror = _mirror(config, run, output)
+    if mirror is not None and config["is_new"]:
+        clear_of_others(output, config["word"])  # before the mirror runs, which would upload it
     uploading = mirror if is_first and mirror is not None else contextlib.nullcontext()
     # The mirror outermost: at the end it may wait for longer than a step may take.
     with _concluding(mirror if is_first else None, desk), uploading, hang_guard(run.recovery.hang_minutes, output, context.get_world_rank()) as guard:
         try:
             if mirror is None:
                 require_marked(output, config["word"])
-            elif config["is_new"]:
-                clear_of_others(output, config["word"])
             if is_first:
                 desk.tell("start", context.get_world_size())
             # resume: a worker group that is restarted after a failure goes on from the last checkpoint that is on disk.
