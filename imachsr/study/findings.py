@@ -1,7 +1,7 @@
 """What a study's rows say: comparisons, means, effects, charts, and the false wins of the test itself."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from imachsr.study.comparisons import (
 from imachsr.study.load import value_over
 from imachsr.study.pairings import PAIRINGS, false_rate
 from imachsr.study.plan import key_of, wanted
-from imachsr.study.rows import Known, Row
+from imachsr.study.rows import Known, Row, score_names
 from imachsr.study.schema import Cell, Chart, StudyPlan
 
 CLASSES = "val/iou/"
@@ -109,7 +109,7 @@ def _means_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[str,
     rows = runs_of(study, known, cell, arm)
     whole = [row for row in rows.values() if row is not None and row.is_finished]
     # In the order of the rows, which for classes is that of the data.
-    means = {name: math.fsum(v := [row.scores[name] for row in whole if name in row.scores]) / len(v) for name in dict.fromkeys(_names(whole))}
+    means = {name: math.fsum(v := [row.scores[name] for row in whole if name in row.scores]) / len(v) for name in score_names(whole)}
     classes = {name.removeprefix(CLASSES): means.pop(name) for name in list(means) if name.startswith(CLASSES)}
     values = [row.scores[study.metric] for row in whole if study.metric in row.scores]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -124,11 +124,6 @@ def _means_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[str,
         "means": means,
         "classes": classes,
     }
-
-
-def _names(rows: Iterable[Row]) -> Iterator[str]:
-    for row in rows:
-        yield from row.scores
 
 
 def _effects(study: StudyPlan, known: Known) -> list[dict[str, Any]]:

@@ -106,10 +106,15 @@ def _row(path: Path, number: int, cells: dict[str, str], is_whole: bool) -> Row:
     )
 
 
+def score_names(rows: Iterable[Row]) -> list[str]:
+    """Scores that any row has, in the order of a file's columns, whether the rows were read from one or have just ended."""
+    found = dict.fromkeys(name for row in rows for name in row.scores)
+    return [*(name for name in found if name not in BEHIND), *(name for name in BEHIND if name in found)]
+
+
 def text_of(rows: Sequence[Row]) -> str:
     """A file's content; columns in a fixed order, numbers in six digits behind the point, an empty cell for what a run has not."""
-    scores = dict.fromkeys(name for row in rows for name in row.scores if name not in BEHIND)
-    names = [*FIXED, *scores, *BEHIND]
+    names = [*FIXED, *(name for name in score_names(rows) if name not in BEHIND), *BEHIND]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)

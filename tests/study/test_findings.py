@@ -18,7 +18,7 @@ from imachsr.study.findings import find
 from imachsr.study.pairings import false_rate
 from imachsr.study.plan import scoring_of
 from imachsr.study.plots import plot
-from imachsr.study.rows import Known
+from imachsr.study.rows import Known, read, write
 from imachsr.tracking.events import finite
 from tests.study.rows import RAW, filled, row, study
 
@@ -241,6 +241,16 @@ def test_classes_have_a_table_of_their_own_in_the_order_of_the_data() -> None:
     assert "| cell | arm | road | car |" in text
     assert "| small | full | 90.50 | 40.50 |" in text
     assert "iou/road" not in text
+
+
+def test_runs_that_have_just_ended_and_rows_of_a_file_give_the_same_bytes(tmp_path: Path) -> None:
+    plan = study(cells=[{"name": "small"}], seeds=[0, 1])
+    # A run's own times come before what is scored behind it; a file's columns have them last.
+    more = {"val__iou__road": 90.0, "time__step_ms": 20.0, "wall_s": 60.0, "corrupted__miou": 30.0}
+    rows = [row(plan, "small", arm, seed, 50.0 + seed, **more) for arm in GAIN for seed in (0, 1)]
+    write(tmp_path / "runs.csv", rows)
+    as_they_are, as_read = (json.dumps(finite(find(plan, Known(each)).to_dict())) for each in (rows, read(tmp_path / "runs.csv")))
+    assert as_they_are == as_read
 
 
 def test_a_table_of_markdown() -> None:
