@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,24 +22,37 @@ from tests.report.folders import BASELINE, make, trial
 from tests.search.play import EPOCHS, score, toy_driver, toy_search
 
 
-def run_slowly(driver: Driver, pause: float) -> None:
-    """All trials, one after another."""
+def run_slowly(driver: Driver, pause: float, hurry: threading.Event) -> None:
+    """All trials, one after another, without a pause once there is a hurry."""
     while isinstance(proposal := driver.propose(), dict):
         for epoch in range(1, EPOCHS + 1):
-            time.sleep(pause)
+            hurry.wait(pause)
             if driver.on_row(proposal["number"], {"epoch": epoch, **score(proposal["config"], epoch)}):
                 break
         driver.on_end(proposal["number"])
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Any:
-    """A search of six trials that this process runs meanwhile; it ends in a dozen seconds."""
-    driver = toy_driver(tmp_path / "out", toy_search(arms=[{"name": "base", "set": {"x": 0.1}}], budget={"trials": 6}, scheduler={"kind": "none"}))
-    thread = threading.Thread(target=lambda: (run_slowly(driver, 0.5), driver.close()))
+def going_on(folder: Path, trials: int) -> Iterator[Path]:
+    """A search that this process runs meanwhile, two seconds a trial."""
+    space = toy_search(arms=[{"name": "base", "set": {"x": 0.1}}], budget={"trials": trials}, scheduler={"kind": "none"})
+    driver, hurry = toy_driver(folder, space), threading.Event()
+    thread = threading.Thread(target=lambda: (run_slowly(driver, 0.5, hurry), driver.close()))
     thread.start()
-    yield tmp_path / "out"
+    yield folder
+    hurry.set()
     thread.join()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """A search of six trials, which ends in a dozen seconds."""
+    yield from going_on(tmp_path / "out", 6)
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Path]:
+    """A search that goes on for longer than any look at it."""
+    yield from going_on(tmp_path / "out", 40)
 
 
 def test_a_search_is_followed_line_by_line_until_it_ends(running: Path, tmp_path: Path) -> None:
@@ -58,7 +71,7 @@ def test_a_search_is_followed_line_by_line_until_it_ends(running: Path, tmp_path
     assert done.out.count("finished") >= 7
 
 
-def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(running: Path, tmp_path: Path) -> None:
+def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(endless: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     watching = subprocess.Popen(
@@ -79,7 +92,7 @@ def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(running: Path
                 os.read(ours, 1 << 16)
     assert watching.wait(timeout=1) == 130
     os.close(ours)
-    looked = json.loads((running / "summary.json").read_text())
+    looked = json.loads((endless / "summary.json").read_text())
     assert not looked["finished"], "the search itself must go on"
 
 
