@@ -51,6 +51,12 @@ def fingerprint_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def words_of_twins(one: str, other: str) -> str:
+    """What is wrong with two arms that train the same."""
+    hint = "a mapping is laid over that of the run unless its `kind` is another, so that what it leaves out stays"
+    return f"arms must differ in what they train, but {one} and {other} do not ({hint})"
+
+
 def _method(method: Mapping[str, Any]) -> dict[str, Any]:
     has_side, has_entropy = method["alpha"] > 0, method["beta"] > 0 and method["entropy"] is not None
     found = {"alpha": method["alpha"], "beta": method["beta"] if has_entropy else 0}

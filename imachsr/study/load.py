@@ -8,6 +8,7 @@ from typing import Any
 from imachsr.config.load import lines_of, load_yaml, located, make_run, merge, nested, parse_overrides, run_to_dict
 from imachsr.config.schema import SCORED_ON, ConfigError, Run, near, validate
 from imachsr.config.words import word
+from imachsr.search.canonical import words_of_twins
 from imachsr.study.plan import key_of, place_of
 from imachsr.study.schema import Cell, Chart, StudyPlan
 
@@ -27,12 +28,15 @@ def make_study(raw: Mapping[str, Any]) -> StudyPlan:
     _check_names(study)
     runs: dict[str, Run] = {}
     for index, cell in enumerate(study.cells):
+        own: dict[str, str] = {}
         for arm in study.arms_of(cell):
             with _blaming(f"cells.{index}: with the arm {arm}"):
                 _check_place(run := study.run_of(cell, arm, 0), runs)
                 for name, further in study.also_on.items():
                     with _blaming(f"also_on.{name}"):
                         _check_further(run, further)
+            if (twin := own.setdefault(key_of(run), arm)) != arm:
+                raise ConfigError(f"cells.{index}.arms: {words_of_twins(twin, arm)}")
     for index, effect in enumerate(study.effects):
         for value in effect.values:
             with _blaming(f"effects.{index}"):

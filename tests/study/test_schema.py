@@ -45,6 +45,10 @@ def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
     [
         ({"arms": RAW["arms"][:1]}, "arms"),
         ({"arms": [RAW["arms"][0], RAW["arms"][0]]}, r"arms: each must have a name of its own, but 'output_only' is there twice"),
+        (
+            {"arms": [*RAW["arms"], {"name": "same", "set": {"method.loss": {"kind": "prototype"}}}]},
+            r"cells.0.arms: arms must differ in what they train, but full and same do not",
+        ),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, r"seeds: each must be there once, but got \[1, 1\]"),
         ({"primary": {"cell": "smal", "arm": "full"}}, "primary.cell: must name one that is there, but got 'smal'; nearest: 'small'"),
@@ -119,7 +123,9 @@ def test_what_a_row_will_have_can_be_tested(changes: dict[str, Any]) -> None:
 
 def test_mistakes_in_a_file_are_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text("seeds: [1, 2]\narms:\n  - {name: a}\n  - {name: b}\ncells:\n  - name: c\n    set: {optimizer.epoch: 3}\n")
+    path.write_text(
+        "seeds: [1, 2]\narms:\n  - {name: a}\n  - {name: b, set: {method.alpha: 1}}\ncells:\n  - name: c\n    set: {optimizer.epoch: 3}\n"
+    )
     with pytest.raises(ConfigError, match=r"s.yaml:6: cells.0: with the arm a: optimizer.epoch: is no setting"):
         load_study(path)
     assert load_study(path, ["cells=[{name: c}]", "seeds=[5]"]).seeds == (5,)

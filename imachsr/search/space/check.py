@@ -6,6 +6,7 @@ from typing import Any
 
 from imachsr.config.load import run_to_dict
 from imachsr.config.schema import ConfigError, Run, near
+from imachsr.search.canonical import fingerprint, words_of_twins
 from imachsr.search.space.chance import draws
 from imachsr.search.space.constraints import MISSING, looked_up
 from imachsr.search.space.knobs import check_conditions, check_knobs, check_wanted, contexts, needed
@@ -93,8 +94,11 @@ def _check_values(search: Search, unseen: _Unseen) -> None:
 def _check_baseline(search: Search) -> None:
     if not search.arms:
         raise ConfigError("arms: must begin with the output-only baseline, but is empty; leave it out to have it made")
+    seen: dict[str, str] = {}
     for index, arm in enumerate(search.arms):
         run = _try(search, arm.set_, f"arms.{index} ({arm.name})")
+        if (twin := seen.setdefault(fingerprint(run), arm.name)) != arm.name:
+            raise ConfigError(f"arms.{index}: {words_of_twins(twin, arm.name)}")
         if index == 0 and not run.is_output_only:
             raise ConfigError(f"arms.0: must be the output-only baseline (method.alpha 0 and method.beta 0), but {arm.name!r} supervises more")
 

@@ -65,6 +65,11 @@ def message_of(folder: Path, old: str, new: str, *overrides: str) -> str:
         ("method.alpha: 0.5", "method.alpha: 5", "search.yaml:16: points.0.method.alpha: must be real from 0.1 to 1, but got 5"),
         ("method.loss: dice, m", "method.los: dice, m", "search.yaml:16: points.0.method.los: is no knob of the space; nearest: 'method.loss'"),
         ("      method.loss: dice", "      method.los: dice", "search.yaml:21: arms.1 (dice): method.los: is no setting"),
+        (
+            "- name: dice\n    set:\n      method.loss: dice",
+            "- {name: none, set: {method.alpha: 0, method.beta: 0, method.loss: dice}}",
+            "search.yaml:19: arms.1: arms must differ in what they train, but baseline and none do not (a mapping is laid over",
+        ),
         ("trials: 8", "trials: 0", "search.yaml:22: budget.trials: `trials >= 1` must hold, but got 0"),
         ("trials: 8", "trials: 2", "search.yaml:22: budget.trials: must cover the 2 arms (with every seed) and 1 points, but got 2"),
         (
