@@ -255,11 +255,11 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def batch(cell: Cell, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Two images and their labels, a tenth of them void."""
+    """Two images and their labels, a tenth of them void; or four of two classes, since a contrast of whole images wants two of a class."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(2, cell.channels, *size, generator=generator)
     if cell.one_label:
-        return images, torch.randint(0, cell.classes, (2,), generator=generator)
+        return torch.randn(4, cell.channels, *size, generator=generator), torch.tensor([0, 1, 0, 1])
+    images = torch.randn(2, cell.channels, *size, generator=generator)
     labels = torch.randint(0, cell.classes, (2, *size), generator=generator)
     return images, torch.where(torch.rand(labels.shape, generator=generator) < 0.1, 255, labels)
 

@@ -23,7 +23,7 @@ print(f"{len(train)} street scenes of {tuple(train.images.shape[-2:])} pixels, {
 # %%
 images, labels = train.images.float() / 255, train.labels.long()
 model = smp.Unet("resnet18", encoder_weights=None, classes=scenes.num_classes)
-net = imachsr.IMacHSR(model, example=images[:2], num_classes=scenes.num_classes)
+net = imachsr.IMacHSR(model, example=images[:2], num_classes=scenes.num_classes, total_steps=12)  # 3 epochs of 4 batches
 for tap in net.taps:
     print(f"{tap.layer.address}: {tap.reason}")
 
@@ -40,8 +40,8 @@ for _ in range(3):
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-        history.append(losses.total.item())
-print(f"loss {history[0]:.2f} -> {history[-1]:.2f}; side losses {', '.join(f'{value:.2f}' for value in losses.side.values())}")
+        history.append(losses.output.item())
+print(f"loss of the output {history[0]:.2f} -> {history[-1]:.2f}; side losses {', '.join(f'{value:.2f}' for value in losses.side.values())}")
 
 # %% [markdown]
 # ## What remains is the model

@@ -25,10 +25,8 @@ def layers(
             show_default="auto",
         ),
     ] = None,
-    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="3")] = None,
-    placement: Annotated[
-        str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="early with auto, else uniform")
-    ] = None,
+    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="5 with auto, else 3")] = None,
+    placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
     size: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Height and width of the traced image, pixels, each >= 32.", show_default="that of the data"),

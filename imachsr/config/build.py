@@ -46,7 +46,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
         num_classes: K.
         size: (H, W) of the images.
         samples: For a standard that looks at data.
-        steps_per_epoch: For a schedule that changes.
+        steps_per_epoch: For a schedule that changes; None for a net that is looked at and not trained, which takes one.
 
     Raises:
         ConfigError: If the model and the method do not fit; the message says how.
@@ -62,7 +62,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             example=example,
             num_classes=num_classes,
             standard=standard,
-            loss=_side_losses(method.loss) if method.alpha > 0 else "prototype",
+            loss=_side_losses(method.loss) if method.alpha > 0 else "infonce",
             alpha=method.alpha,
             entropy=method.entropy,
             beta=method.beta,
@@ -70,7 +70,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             heterogeneity=method.heterogeneity,
             profile=method.profile,
             schedule=method.schedule,
-            total_steps=Plan(run=run, full=steps_per_epoch).total * run.optimizer.accumulate if steps_per_epoch else None,
+            total_steps=Plan(run=run, full=steps_per_epoch or 1).total * run.optimizer.accumulate,
             grad_ratio=method.grad_ratio,
             calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size),
             seed=run.seed,

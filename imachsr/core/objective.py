@@ -32,7 +32,7 @@ class Objective:
 
     """
 
-    alpha: float = 0.4
+    alpha: float = 1.6
     beta: float = 0.01
     profile: Profile = "uniform"
     schedule: Schedule = Constant()

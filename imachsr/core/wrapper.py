@@ -16,10 +16,11 @@ from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.layers import Trace, trace
 from imachsr.core.layout import to_nchw
 from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
+from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
-from imachsr.core.schedules import Constant, Profile, Schedule
+from imachsr.core.schedules import Constant, Cosine, Profile, Schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
@@ -48,7 +49,8 @@ class IMacHSR(nn.Module):
         output_loss: Loss of the model's output, called ``(output, labels, ignore_index=...)``; cross-entropy by default.
         heterogeneity: What to do about a side loss of the output loss's family: ``strict`` raises, ``warn`` warns, ``off`` allows it.
         profile: How the taps share alpha and beta: ``uniform``, ``exp`` or ``linear_depth``.
-        schedule: Factor of both over the training; one that changes needs ``total_steps``.
+        schedule: Factor of both over the training; one that changes needs ``total_steps``. None: a cosine from 1 to 0, which is what was
+            measured to help, where ``total_steps`` is given; else constant.
         total_steps: Calls of ``net(images, labels)`` in train mode that make up the training, >= 1.
         grad_ratio: Balance the gradients at the taps instead of fixed weights; see :class:`Objective`.
         calibration: Batches ``(images, labels)`` for a standard that looks at data (gradient, entropy, probe).
@@ -68,8 +70,8 @@ class IMacHSR(nn.Module):
         example: Tensor,
         num_classes: int,
         standard: Standard | str | Callable[[Trace], Sequence[str]] = "auto",
-        loss: str | AnySideLoss | Sequence[str | AnySideLoss] | DepthRule = "prototype",
-        alpha: float = 0.4,
+        loss: str | AnySideLoss | Sequence[str | AnySideLoss] | DepthRule = "infonce",
+        alpha: float = 1.6,
         entropy: str | Regularizer | None = "channel_norm",
         beta: float = 0.01,
         output_loss: AnyOutputLoss | None = None,
@@ -86,7 +88,8 @@ class IMacHSR(nn.Module):
         if num_classes < 2:
             raise ValueError(f"`num_classes >= 2` must hold, but got {num_classes}")
         self.backbone = model
-        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule or Constant(), grad_ratio=grad_ratio)
+        schedule = schedule or (Constant() if total_steps is None else Cosine())
+        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule, grad_ratio=grad_ratio)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
         if isinstance(output_loss, type) or not callable(self.output_loss):
             raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")
@@ -241,8 +244,11 @@ class IMacHSR(nn.Module):
                 loss = self.losses[index]
                 # The layer's own tensor is watched: gradients of what else reads it pass there, whatever the layout.
                 watched = hidden if self.balance is None else to_nchw(self.balance.watch(raw, index), tap.layer.layout, size)
-                scores = self.adapters[index](watched if labels.is_dense else watched.mean((2, 3), keepdim=True))
-                losses.side[address] = self._side(loss, scores, labels, losses.prediction, extent)
+                read, of_read = watched if labels.is_dense else watched.mean((2, 3), keepdim=True), labels
+                if (count := getattr(loss, "num_read", None)) is not None:
+                    read, of_read = only_drawn(read, labels, count)
+                scores = self.adapters[index](read)
+                losses.side[address] = self._side(loss, scores, of_read, losses.prediction, extent)
                 losses.weights[f"side/{address}"] = side_weights[index]
             if self.entropy is not None:
                 term = self._entropy(hidden, scores if self.losses and _gives_scores(self.losses[index]) else None, labels)

@@ -6,8 +6,12 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.study_page import findings_of, page
+from imachsr import IMacHSR
+from imachsr.config.build import build_net
+from imachsr.config.load import make_run, run_to_dict
 from imachsr.data.corruptions import CORRUPTIONS
 from imachsr.study.findings import Findings
 from imachsr.study.load import load_study
@@ -68,6 +72,22 @@ def test_what_is_written_of_the_rows_is_in_them() -> None:
         changes = {name: mean(arm, f"corrupted/{name}/miou") - mean("output_only", f"corrupted/{name}/miou") for name in CORRUPTIONS}
         assert all(changes[name] > 0 for name in ("defocus_blur", "motion_blur", "gaussian_blur", "pixelate", "jpeg"))
         assert all(changes[name] < 0 for name in ("gaussian_noise", "shot_noise", "impulse_noise", "night"))
+
+
+@pytest.mark.filterwarnings("ignore:8 taps were asked for")
+def test_the_librarys_defaults_are_the_arm_that_was_measured() -> None:
+    plan = load_study(STUDY)
+    measured = plan.run_of(plan.cell("unet_defaults"), "coarse", 1000)
+    settings = run_to_dict(measured)
+    ours = make_run({**settings, "method": {}})
+    nets = [build_net(run, num_classes=11, size=(96, 128), steps_per_epoch=46) for run in (measured, ours)]
+    assert [tap.layer for tap in nets[0].taps] == [tap.layer for tap in nets[1].taps]
+    for name in ("loss", "alpha", "beta", "entropy", "schedule", "profile", "grad_ratio"):
+        assert getattr(measured.method, name) == getattr(ours.method, name), name
+    model, images = nets[0].backbone, torch.zeros(2, 3, 96, 128)
+    wrapped = IMacHSR(model, example=images, num_classes=11, total_steps=30 * 46)
+    assert [tap.layer.address for tap in wrapped.taps] == [tap.layer.address for tap in nets[0].taps]
+    assert (wrapped.losses[0], wrapped.entropy, wrapped.objective) == (nets[0].losses[0], nets[0].entropy, nets[0].objective)
 
 
 def test_every_difference_is_that_of_plain_arithmetic(findings: Findings, scores: dict[tuple[str, str, int], float]) -> None:

@@ -223,7 +223,7 @@ def test_every_default_is_written_out_and_reads_back() -> None:
     assert make_run(plain) == run
     assert make_run(parse_yaml(dump_yaml(plain))) == run
     assert set(plain) == set(Run.model_fields)
-    assert plain["method"]["loss"] == {"temperature": 0.1, "dimension": 32, "kind": "prototype"}
+    assert plain["method"]["loss"] == {"temperature": 0.2, "dimension": 32, "anchors": 256, "kind": "infonce"}
 
 
 FULL: dict[str, dict[str, Any]] = {
@@ -309,7 +309,7 @@ def test_special_settings_round_trip(raw: dict[str, Any]) -> None:
             "method.loss=dcie",
             "method.loss: `kind` must be one of mi_variational, soft_ce, .*, import, but got 'dcie'; nearest: 'dice'",
         ),
-        ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'prototype'; nearest: 'temperature'"),
+        ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'infonce'; nearest: 'temperature'"),
         ("method.loss=[dice, {kind: brier, t: 1}]", "method.loss.1: 't' is no setting of 'brier'; known: 'kind'"),
         ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, .*, but got 'chanel'; nearest: 'channel'"),
         ("method.standard=resolutoin", "method.standard: `kind` must be one of .*; nearest: 'resolution'"),
@@ -428,7 +428,7 @@ def test_a_setting_of_another_kind_is_refused() -> None:
 
 def test_another_kind_begins_with_its_own_defaults() -> None:
     run = run_with("method.loss=infonce", raw={"method": {"loss": {"kind": "prototype", "temperature": 0.9}}})
-    assert run.method.loss == InfoNCE(temperature=0.1)
+    assert run.method.loss == InfoNCE()
 
 
 def test_the_same_kind_keeps_its_settings() -> None:

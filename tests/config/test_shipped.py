@@ -175,7 +175,7 @@ def test_a_recipe_of_full_size_trains_two_steps_on_its_own_files(
     steps: list[tuple[int, int]] = []
     result = train(run, on_step=lambda done, of: steps.append((done, of)))
     assert steps[-1] == (2, 2)
-    assert len(result.taps) == 3
+    assert len(result.taps) == 5
     assert 0 < result.metrics["train/loss"] < 20
     assert 0 <= result.metrics["val/miou"] <= 100
 

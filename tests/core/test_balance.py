@@ -159,7 +159,7 @@ def test_evaluation_neither_moves_nor_forgets_the_factors() -> None:
     with torch.no_grad():
         losses = net(nets.images(), nets.labels())
     assert torch.equal(net.balance.factors, before)
-    assert [losses.weights[f"side/{name}"].item() for name in ("stage1", "stage2")] == pytest.approx((0.2 * before).tolist())
+    assert [losses.weights[f"side/{name}"].item() for name in ("stage1", "stage2")] == pytest.approx((net.objective.alpha / 2 * before).tolist())
 
 
 def test_factors_are_part_of_the_state_and_copies_are_their_own() -> None:

@@ -35,7 +35,7 @@ from imachsr import (
 )
 from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.losses import AnySideLoss, SideLoss, losses_of, parse_side_loss
-from imachsr.core.losses.protocol import sample
+from imachsr.core.losses.protocol import only_drawn, sample
 from imachsr.core.selection import DepthStandard
 from tests.core.nets import Encoder, images
 
@@ -968,6 +968,36 @@ def test_no_more_positions_than_asked_are_touched(member: Any, knob: str) -> Non
     touched = gradient(lambda x: member(**{knob: 16})(x, labels), z).abs().sum(1) > 0
     assert 10 <= int(touched.sum()) <= 16
     assert not bool((touched & (labels.hard < 0)).any())
+
+
+@pytest.mark.parametrize(("member", "knob"), [(InfoNCE, "anchors"), (Hsic, "samples")])
+@pytest.mark.parametrize("void", [0.0, 0.5, 0.95])
+def test_an_adapter_that_sees_the_sample_alone_gives_the_same_loss_and_gradient(member: Any, knob: str, void: float) -> None:
+    z, labels = draw(member, size=(8, 8), void=void)
+    loss = member(**{knob: 16})
+    adapter = torch.nn.Conv2d(z.shape[1], 5, 1).double()
+    for features in (z, z.contiguous(memory_format=torch.channels_last)):
+        found = []
+        for is_first in (False, True):
+            leaf = features.clone().requires_grad_()
+            read, of_read = only_drawn(leaf, labels, loss.num_read) if is_first else (leaf, labels)
+            assert read.shape[-2:] == ((1, 16) if is_first else (8, 8))
+            assert of_read.soft.shape[2:] == of_read.valid.shape[1:] == of_read.hard.shape[1:] == read.shape[2:]
+            value = loss(adapter(read), of_read)
+            found.append((value, *torch.autograd.grad(value, (leaf, adapter.weight, adapter.bias))))
+        torch.testing.assert_close(found[0], found[1])
+    few = member(**{knob: 1000})
+    assert only_drawn(z, labels, few.num_read)[0] is z
+
+
+def test_labels_of_a_sample_are_those_of_its_positions() -> None:
+    z, labels = draw(InfoNCE, size=(8, 8), void=0.3)
+    numbers = torch.arange(labels.hard.numel(), dtype=z.dtype).view(len(z), 1, 8, 8)
+    read, of_read = only_drawn(numbers, labels, 40)
+    at = read.long().flatten()
+    assert torch.equal(of_read.hard.flatten(), labels.hard.flatten()[at])
+    assert torch.equal(of_read.valid.flatten(), labels.valid.flatten()[at])
+    assert torch.equal(of_read.soft.flatten(2)[0], labels.soft.permute(1, 0, 2, 3).flatten(1)[:, at])
 
 
 # ---- one loss a tap -------------------------------------------------------------------------------------------------------------------------

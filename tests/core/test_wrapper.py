@@ -70,7 +70,7 @@ def test_three_lines_train_a_known_model() -> None:
 
     assert net.backbone is model
     assert list(net.backbone.state_dict()) == keys
-    assert len(net.taps) == 3
+    assert len(net.taps) == 5
     assert list(losses.side) == list(losses.entropy) == [tap.layer.address for tap in net.taps]
     assert losses.prediction.shape == (2, 11, 64, 64)
     assert not losses.prediction.requires_grad
@@ -136,6 +136,25 @@ def test_adapters_depend_on_the_seed_only() -> None:
     for a, b, c in zip(first.adapters.parameters(), again.adapters.parameters(), other.adapters.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.ndim == 1 or not torch.equal(a, c)
+
+
+class _ReadsAll(InfoNCE):
+    num_read = None  # type: ignore[assignment]
+
+
+def test_a_loss_of_a_sample_has_an_adapter_that_sees_the_sample_alone() -> None:
+    images, labels = nets.images().double(), nets.labels()
+    found, seen = [], []
+    for member in (InfoNCE, _ReadsAll):
+        net = build(loss=member(anchors=20)).double()
+        for adapter in net.adapters:
+            adapter.register_forward_hook(lambda _module, _args, output: seen.append(output.shape[2:].numel() * len(output)))
+        losses = net(images, labels)
+        losses.total.backward()
+        found.append((losses.total.detach(), gradients(net)))
+    assert seen[:2] == [20, 20]
+    assert min(seen[2:]) > 20
+    torch.testing.assert_close(found[0], found[1])
 
 
 # ---- weights and terms ----------------------------------------------------------------------------------------------------------------------
@@ -352,7 +371,7 @@ def test_under_autocast_the_losses_stay_in_float32_and_near() -> None:
 
 
 def test_a_missed_tap_is_counted_and_the_others_go_on() -> None:
-    net = build()
+    net = build(alpha=0.4)
     net.backbone.is_skipped = True
     losses = net(nets.images(), nets.labels())
     assert list(losses.side) == list(losses.entropy) == ["stage1"]
@@ -778,7 +797,12 @@ def weights_over(net: IMacHSR, steps: int) -> list[float]:
 @pytest.mark.parametrize("schedule", [Warmup(share=0.5), Linear(end=0.2), Cosine(), StopAt(share=0.5), Constant()])
 def test_weights_follow_the_schedule_over_the_steps_and_stay_at_its_end(schedule: Any) -> None:
     expected = [0.2 * float(schedule(torch.tensor(min(1.0, step / 8)))) for step in range(11)]
-    assert weights_over(build(schedule=schedule, total_steps=8), 11) == pytest.approx(expected, abs=1e-7)
+    assert weights_over(build(alpha=0.4, schedule=schedule, total_steps=8), 11) == pytest.approx(expected, abs=1e-7)
+
+
+def test_without_a_schedule_the_weights_fade_where_the_length_is_known() -> None:
+    assert weights_over(build(total_steps=8), 9) == weights_over(build(schedule=Cosine(), total_steps=8), 9)
+    assert weights_over(build(), 3) == [0.8, 0.8, 0.8]
 
 
 def test_terms_that_are_stopped_are_not_built_and_the_rest_is_plain_training() -> None:

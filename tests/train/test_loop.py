@@ -17,7 +17,7 @@ from imachsr.train.loop import Result, train
 from tests.train.toys import toy_run, without_clock
 
 # Everything that draws while training: dropout, augmentation, and a loss that samples pixels.
-DRAWING = {"model__kwargs": {"dropout": 0.3}, "method__loss": "infonce", "optimizer__epochs": 4}
+DRAWING = {"model__kwargs": {"dropout": 0.3}, "method__loss": "infonce", "method__schedule": "constant", "optimizer__epochs": 4}
 
 
 def rows(result: Result) -> list[dict[str, float]]:

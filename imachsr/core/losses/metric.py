@@ -50,11 +50,17 @@ class InfoNCE(_Metric):
     """
 
     kind: Literal["infonce"] = "infonce"
+    temperature: float = 0.2
     anchors: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.anchors >= 2, "anchors >= 2", self.anchors)
+
+    @property
+    def num_read(self) -> int:
+        """Positions that it draws."""
+        return self.anchors
 
     def __call__(self, z: Tensor, labels: SideLabels) -> Tensor:
         """Contrast in nats, from z ``[B, D, h, w]``."""
@@ -64,10 +70,10 @@ class InfoNCE(_Metric):
         # -inf for everything would be NaN: a pixel's own column stays for those that are not valid, whose rows do not count.
         is_out = (is_self | ~is_valid[None, :]) & is_valid[:, None]
         logits = (x @ x.T / self.temperature).masked_fill(is_out, torch.finfo(x.dtype).min)
-        log_p = F.log_softmax(logits, 1)
         is_positive = ((y[:, None] == y[None, :]) & ~is_self & is_valid[None, :] & is_valid[:, None]).to(x.dtype)
         positives = is_positive.sum(1)
-        per_anchor = torch.where(is_positive > 0, log_p, 0.0).sum(1) / positives.clamp(min=1)
+        # The mean of log p over the positives, without a log p of every pair.
+        per_anchor = (logits * is_positive).sum(1) / positives.clamp(min=1) - (positives > 0) * logits.logsumexp(1)
         return -per_anchor.sum() / labels.ranks.mean((positives > 0).sum().to(x.dtype)).clamp(min=1e-6)
 
 
@@ -122,6 +128,11 @@ class Hsic(ToNothing):
 
     def __post_init__(self) -> None:
         require(self.samples >= 2, "samples >= 2", self.samples)
+
+    @property
+    def num_read(self) -> int:
+        """Positions that it draws."""
+        return self.samples
 
     def __call__(self, z: Tensor, labels: SideLabels) -> Tensor:
         """Lack of dependence, from z ``[B, C, h, w]``; 0 when fewer than two classes are there."""

@@ -10,7 +10,7 @@ from warnings import warn
 from imachsr.core.calibration import Calibration
 from imachsr.core.layers import Trace
 from imachsr.core.messages import require
-from imachsr.core.selection.rule import Picked, Placement, Rule, by_depth, free_of, limits_of, ranked_picks
+from imachsr.core.selection.rule import Picked, Rule, by_depth, free_of, limits_of, ranked_picks
 from imachsr.core.types import LayerInfo
 
 Side = Literal["before", "after"]
@@ -124,25 +124,35 @@ def _is_in_block(layer: LayerInfo, containers: dict[str, str]) -> bool:
     return any(containers.get(module, layer.container) != layer.container for module in around)
 
 
+ENOUGH = 3
+"""Layers that a rule must offer before `auto` asks the next one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoStandard(Rule):
-    """The first of resolution, stage and depth that offers ``max_taps`` layers of its own; else the first that offers any.
+    """Where the resolution changes, down or up; where that offers fewer than three layers stages, then depth; else the first that offers any.
 
-    Not the first that offers any: a single change of resolution would leave one tap in a net with a dozen blocks. Layers finer than
-    1 / ``min_stride`` of the input are left out, where there are others: a loss costs in proportion to its positions, and these have the most.
-    Early layers are preferred, as FedDSR (arXiv 2512.06676) finds them best.
+    The last layers before the changes, of encoder, bottleneck and decoder, are what helped in benchmarks/camvid_study_epyc_2026-11-27.md; three
+    early ones did not. A single change of resolution would leave one tap in a net with a dozen blocks: hence the next rule. Layers finer than
+    1 / ``min_stride`` of the input are left out, where there are others: they cost most.
     """
 
     kind: Literal["auto"] = "auto"
-    placement: Placement = "early"
+    max_taps: int = 5
     min_stride: float = 8.0
 
+    @property
+    def wanted(self) -> int:
+        """As many as a network has, up to ``max_taps``; fewer than three are told."""
+        return self.max_taps if self.strict else min(self.max_taps, ENOUGH)
+
     def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
-        offers = [rule(**limits_of(self)).own(trace) for rule in (ResolutionStandard, StageStandard)]
+        limits = limits_of(self)
+        offers = [ResolutionStandard(direction="both", **limits).own(trace), StageStandard(**limits).own(trace)]
         free = set(free_of(self, trace.layers))
         own = [[(index, reason) for index, reason in offer if index in free] for offer in offers]
         depth = by_depth(self, trace.layers)
-        enough = [picked for picked in [*own, depth] if len(self.thinned(picked)) >= self.max_taps]
+        enough = [picked for picked in [*own, depth] if len(self.thinned(picked)) >= min(self.max_taps, ENOUGH)]
         return next((picked for picked in [*enough, *own] if picked), depth)
 
 

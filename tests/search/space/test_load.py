@@ -121,7 +121,7 @@ SPACE = {
 
 
 def test_a_point_is_told_to_the_sampler_whole_with_the_base_run_s_values() -> None:
-    search = make_search({"space": SPACE, "run": {"method": {"standard": "depth"}}})
+    search = make_search({"space": SPACE, "run": {"method": {"standard": "depth", "loss": "prototype"}}})
     # prototype at its default temperature is the base run's loss
     assert search.point_params({"optimizer.lr": 5e-3}) == {
         "method.loss": '{"kind": "prototype", "temperature": 0.1}',
@@ -168,7 +168,7 @@ def test_a_limit_that_was_lifted_stays_lifted() -> None:
 )
 def test_a_point_outside_of_the_space_is_refused(point: dict[str, Any], message: str) -> None:
     constraints = [{"forbid": {"method.loss": "dice", "optimizer.lr": {"at_least": 5e-3}}}]
-    raw = {"space": SPACE, "points": [point], "constraints": constraints, "run": {"method": {"standard": "depth"}}}
+    raw = {"space": SPACE, "points": [point], "constraints": constraints, "run": {"method": {"standard": "depth", "loss": "prototype"}}}
     with pytest.raises(ConfigError, match=message):
         make_search(raw)
 
