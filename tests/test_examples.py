@@ -50,7 +50,8 @@ def test_lightning_trains_the_model_and_logs_the_side_losses(root: Path) -> None
         again, _ = module.main(epochs=0)
     before, after = again.net.backbone.state_dict(), trained.net.backbone.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("decoder"))
-    assert sorted(trainer.callback_metrics) == ["side/encoder.layer2", "side/encoder.layer3", "side/encoder.layer4", "train/output"]
+    layers = ["decoder.blocks.0", "decoder.blocks.1", "encoder.layer2", "encoder.layer3", "encoder.layer4"]
+    assert sorted(trainer.callback_metrics) == [*(f"side/{layer}" for layer in layers), "train/output"]
     assert all(bool(torch.isfinite(value)) for value in trainer.callback_metrics.values())
 
 
@@ -66,7 +67,9 @@ def test_the_hugging_face_trainer_trains_the_model_and_logs_the_side_losses(root
     assert {key for row in history for key in row if key.startswith("side/")} == {
         "side/segformer.stages.1",
         "side/segformer.stages.2",
+        "side/segformer.stages.3",
         "side/decode_head.linear_projections.1",
+        "side/decode_head.linear_projections.2",
     }
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,13 @@ def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(endless: Path
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     watching = subprocess.Popen(
-        [sys.executable, "-m", "imachsr", "watch", "out"], cwd=tmp_path, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        [sys.executable, "-m", "imachsr", "watch", "out"],
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # who starts in the background has it ignored, and so would the child
     )
     os.close(theirs)
     said, end = "", time.monotonic() + 60
