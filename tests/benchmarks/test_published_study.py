@@ -74,6 +74,12 @@ def test_what_is_written_of_the_rows_is_in_them() -> None:
         assert all(changes[name] < 0 for name in ("gaussian_noise", "shot_noise", "impulse_noise", "night"))
 
 
+def test_no_arm_leaves_its_layers_to_a_default() -> None:
+    plan = load_study(STUDY)
+    kinds = {arm.name: plan.run_of(plan.cell("unet"), arm.name, 1000).method.standard.kind for arm in plan.arms}
+    assert set(kinds.values()) == {"resolution", "explicit"}, "what `auto` chooses may change, and the rows would be of other layers"
+
+
 @pytest.mark.filterwarnings("ignore:8 taps were asked for")
 def test_the_librarys_defaults_are_the_arm_that_was_measured() -> None:
     plan = load_study(STUDY)
