@@ -77,10 +77,17 @@ def result_folder(output: Path | None, name: str, *, resume: bool, foreign: tupl
         raise ConfigError(f"--resume must go with a folder to continue in, but {folder} is none; name it with --output")
     if found := [name for name in foreign if (folder / name).exists()]:
         raise ConfigError(f"{folder} must be a new folder, but holds another kind of result ({found[0]}); give another --output")
-    part = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    return folder_to_be(folder)
+
+
+def folder_to_be(path: Path) -> Path:
+    """The path, if it is a folder or can become one."""
+    from imachsr.config.schema import ConfigError
+
+    part = next(part for part in (path, *path.absolute().parents) if part.exists())
     if not part.is_dir():
         raise ConfigError(f"--output must be a folder, but {part} is a file")
-    return folder
+    return path
 
 
 def again(command: str, config: Path, given: list[str], folder: Path, *, wandb: str, project: str) -> str:

@@ -19,6 +19,7 @@ from imachsr.cli.common import (
     about_data,
     check_kind,
     decoded,
+    folder_to_be,
     free,
     join,
     local,
@@ -29,6 +30,7 @@ from imachsr.cli.common import (
 from imachsr.console import Style, people, plain, print_json, print_line, style_of
 
 if TYPE_CHECKING:
+    from imachsr.data.samples import Split
     from imachsr.study.driver import Standing
     from imachsr.study.findings import Findings
     from imachsr.study.folder import Study
@@ -82,7 +84,7 @@ def study(
     with about_data(data, "run.data"):
         plan = load_study(config, given)
     _check_cells(cell or [], [each.name for each in plan.cells])
-    folder = output or Path("runs") / plan.name
+    folder = folder_to_be(output or Path("runs") / plan.name)
     if output is None and folder.exists() and not (folder / "study.yaml").exists():
         folder = free(folder)
     published = [row for path in rows or [] for row in read(path)]
@@ -90,6 +92,8 @@ def study(
     with Study(plan=plan, folder=folder, published=published, only=frozenset(cell or ())) as held:
         if retry_failed and (forgotten := held.forget_failed()):
             people.print(f"{forgotten} failed runs are tried again", soft_wrap=True)
+        for line in held.told():
+            _say(f"note: {line}")
         interrupted, lines = False, []
         if not no_run:
             style = style_of(as_json=as_json, json_lines=json_lines, quiet=quiet)
@@ -182,14 +186,17 @@ def _announce(held: "Study") -> None:
 
 def _decode(held: "Study") -> None:
     """Decode data once, with a bar; runs then map what is decoded."""
+    from imachsr.config.load import make_run, run_to_dict
+
     seen: set[str] = set()
     for each in held.todo():
         assert each.run is not None  # todo() gives no other
-        spec = each.run.data
-        if hasattr(spec, "root") and repr(spec) not in seen:
-            seen.add(repr(spec))
-            decoded(spec, "train")
-            decoded(spec, "val")
+        further = [make_run(run_to_dict(each.run), dict(own)).data for own in held.plan.also_on.values()]
+        wanted: list[tuple[Any, Split]] = [(each.run.data, "train"), *((spec, "val") for spec in (each.run.data, *further))]
+        for spec, split in wanted:
+            if hasattr(spec, "root") and (what := f"{spec!r} {split}") not in seen:
+                seen.add(what)
+                decoded(spec, split)
 
 
 def _show(findings: "Findings", folder: Path, *, as_json: bool) -> None:

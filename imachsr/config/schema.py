@@ -209,7 +209,10 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
         return f"{key}: {context['error']}"
     if kind in _BOUND:
         limit = next(iter(context.values()))
-        return f"{key}: `{path[-1]} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}"
+        name = next(part for part in reversed(path) if not part.isdigit())  # of a place in a list, the list's
+        return f"{key}: `{name} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}"
+    if kind in ("tuple_type", "list_type"):
+        return f"{key}: must be a list, such as [{item['input']}], but got {item['input']!r}"
     message = item["msg"][0].lower() + item["msg"][1:]
     is_misread = kind == "string_type" and isinstance(item["input"], (bool, int, float))
     hint = f"""; text that YAML reads as {item["input"]!r} must stand in quotes, on a command line as {key}='"..."'""" if is_misread else ""

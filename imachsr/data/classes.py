@@ -41,3 +41,25 @@ def partners(own: Sequence[str], other: Sequence[str]) -> dict[int, tuple[int, .
             found[index] = same
             taken.add(name)
     return found
+
+
+def shared(own: Sequence[str], other: Sequence[str]) -> dict[int, tuple[int, ...]] | None:
+    """Classes on which a model can be scored on data with other classes.
+
+    Args:
+        own: Names that a model was trained for.
+        other: Names of the data that it is scored on.
+
+    Returns:
+        As :func:`partners`; None where names have nothing in common and the numbers are as many, so that classes are taken by their numbers.
+
+    Raises:
+        ValueError: If neither names nor numbers fit.
+    """
+    found = partners(own, other)
+    if len(found) >= 2:
+        return found
+    if len(other) == len(own):
+        return None
+    rule = f"the data must have the {len(own)} classes that the model was trained for, or two that are called as these"
+    raise ValueError(f"{rule}, but have {len(other)}: {', '.join(other)}; the model's are {', '.join(own)}")

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from imachsr.config.schema import ConfigError
-from imachsr.search.canonical import fingerprint_of
 from imachsr.search.paired import ALPHA, LEAST_FOR_INTERVAL, bootstrap_interval, holm, sign_flip, smallest_p, wilcoxon
-from imachsr.study.plan import equal_epochs, key_of, scoring_of
+from imachsr.study.plan import equal_epochs, key_of, scoring_key
 from imachsr.study.rows import Known, Row
 from imachsr.study.schema import Cell, StudyPlan
 
@@ -78,14 +77,23 @@ def primary_smallest(study: StudyPlan) -> float | None:
 
 
 def pairs_of(study: StudyPlan) -> list[tuple[Cell, str, str, bool]]:
-    """Every comparison: each arm with the control, and the contrasts."""
-    found = []
+    """Every comparison: each arm with the control, and the contrasts.
+
+    What two cells would compare with the same runs is compared in the first, or in that of the declared comparison, so that Holm counts it once.
+    """
+    found: dict[Any, tuple[Cell, str, str, bool]] = {}
     for cell in study.cells:
         arms = study.arms_of(cell)
         primary = study.primary.arm if study.primary is not None and study.primary.cell == cell.name else None
-        found += [(cell, arm, study.control, arm == primary) for arm in arms[1:]]
-        found += [(cell, one, other, False) for one, other in study.contrasts if one in arms and other in arms]
-    return found
+        keys = {arm: f"{cell.name} {arm}" if cell.equal == "time" else key_of(study.run_of(cell, arm, 0)) for arm in arms}
+        pairs = [(arm, study.control) for arm in arms[1:]] + [pair for pair in study.contrasts if set(pair) <= set(arms)]
+        for one, other in pairs:
+            is_primary = other == study.control and one == primary
+            same = (keys[one], keys[other], study.seeds_of(cell))
+            if same not in found or is_primary:
+                found.pop(same, None)
+                found[same] = (cell, one, other, is_primary)
+    return list(found.values())
 
 
 def alongside(study: StudyPlan) -> tuple[str, ...]:
@@ -111,7 +119,7 @@ def check_rows(study: StudyPlan, known: Known) -> None:
     Raises:
         ConfigError: Names two rows, or the row.
     """
-    scoring = fingerprint_of(scoring_of(study))
+    scoring = scoring_key(study)
     for cell in study.cells:
         of_arm = [runs_of(study, known, cell, arm) for arm in study.arms_of(cell)]
         for seed in study.seeds_of(cell):

@@ -54,8 +54,21 @@ def words(findings: Findings) -> list[str]:
         lines.append(f"No pair of runs has ended yet: {_by_cell(waiting, begun)}.")
     if findings.against_itself is not None:
         lines.append(_itself(findings.against_itself, findings.metric, findings.control))
+    if findings.strangers:
+        lines.append(_strange(findings.strangers))
     lines += [f"{each['arm']} failed in {each['cell']} with seed {each['seed']}: {each['error']}" for each in findings.failures]
     return lines
+
+
+def _strange(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Who drops a seed or an arm after its runs have ended says so."""
+    runs: dict[str, list[str]] = {}
+    for each in rows:
+        runs.setdefault(f"{each['cell']}, {each['arm']}", []).append(str(each["seed"]))
+    names = [f"{name} ({', '.join(seeds)})" for name, seeds in runs.items()]
+    more = f"; and of {len(names) - 3} more" if len(names) > 3 else ""
+    count = "1 run that has ended is" if len(rows) == 1 else f"{len(rows)} runs that have ended are"
+    return f"{count} not of this study as it stands, and counted nowhere: {'; '.join(names[:3])}{more}."
 
 
 def _is_told(each: Comparison) -> bool:

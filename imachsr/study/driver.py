@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from imachsr.config.load import run_to_dict
-from imachsr.config.schema import Run
-from imachsr.data.samples import Samples
+from imachsr.config.load import make_run, run_to_dict
+from imachsr.config.schema import ConfigError, Run
+from imachsr.data.classes import shared
+from imachsr.data.samples import Samples, Split
 from imachsr.search.canonical import fingerprint_of
 from imachsr.study.folder import Study
 from imachsr.study.plan import Wanted, scoring_of
@@ -38,23 +39,50 @@ class Standing:
     left_s: float | None = None
 
 
-def fingerprints(runs: Sequence[tuple[str, Run]]) -> dict[str, str]:
+def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Fingerprint of the data of each run, by its key; data that several share are read once.
 
+    Args:
+        runs: Key and settings of each.
+        also_on: Further data that every trained model is scored on: what is wrong with these is better known before the first run than after it.
+
     Raises:
-        ValueError: If data cannot be read.
+        ValueError: If data cannot be read, or a model could not be scored on them.
     """
-    splits: dict[str, dict[str, Samples]] = {}
-    prints: dict[str, str] = {}
+    held = _Held()
     found: dict[str, str] = {}
     for key, run in runs:
-        settings = fingerprint_of(run_to_dict(run)["data"])
-        if settings not in splits:
-            splits[settings] = {"train": run.data.load("train"), "val": run.data.load("val")}
-            prints[settings] = fingerprint_of({split: samples.fingerprint() for split, samples in splits[settings].items()})
-        run.subset.split(splits[settings]["train"], partial(splits[settings].__getitem__, "val"))  # a sequence that is not there fails here
-        found[key] = prints[settings]
+        splits = held.of(run, ("train", "val"))
+        run.subset.split(splits["train"], partial(splits.__getitem__, "val"))  # a sequence that is not there fails here
+        found[key] = held.print_of(run, ("train", "val"))
+        also: dict[str, str] = {}
+        for name, overrides in also_on.items():
+            other = make_run(run_to_dict(run), dict(overrides))
+            try:
+                shared(run.data.class_names, other.data.class_names)
+                also[name] = held.print_of(other, ("val",))
+            except ValueError as error:
+                raise ConfigError(f"also_on.{name}: {error}") from None
+        if also:
+            found[key] = fingerprint_of({"own": found[key], "also_on": also})
     return found
+
+
+class _Held:
+    """Data that were read, by their settings."""
+
+    def __init__(self) -> None:
+        self._splits: dict[tuple[str, Split], Samples] = {}
+
+    def of(self, run: Run, splits: Sequence[Split]) -> dict[Split, Samples]:
+        settings = fingerprint_of(run_to_dict(run)["data"])
+        for split in splits:
+            if (settings, split) not in self._splits:
+                self._splits[settings, split] = run.data.load(split)
+        return {split: self._splits[settings, split] for split in splits}
+
+    def print_of(self, run: Run, splits: Sequence[Split]) -> str:
+        return fingerprint_of({split: samples.fingerprint() for split, samples in self.of(run, splits).items()})
 
 
 def run_study(
@@ -80,7 +108,7 @@ def run_study(
     from imachsr.study.tasks import Pool
 
     runs = {each.key: each.run for each in study.planned() if each.run is not None}
-    prints = fingerprints(list(runs.items()))
+    prints = fingerprints(list(runs.items()), study.plan.also_on)
     study.check_data(prints)
     if not study.todo():
         return False
@@ -138,7 +166,7 @@ class _Watched:
         """Fingerprint of a run's data."""
         if each.key not in self.prints:  # of a cell of equal times, which was not planned at first
             assert each.run is not None
-            self.prints |= fingerprints([(each.key, each.run)])
+            self.prints |= fingerprints([(each.key, each.run)], self.study.plan.also_on)
         return self.prints[each.key]
 
     def take(self, each: Wanted, given: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from imachsr.config.words import word
 from imachsr.search.paired import sign_flip
+from imachsr.study.checks import value_over
 from imachsr.study.comparisons import (
     Comparison,
     adjusted_by_family,
@@ -22,9 +23,8 @@ from imachsr.study.comparisons import (
     primary_smallest,
     runs_of,
 )
-from imachsr.study.load import value_over
 from imachsr.study.pairings import PAIRINGS, false_rate
-from imachsr.study.plan import key_of, wanted
+from imachsr.study.plan import key_of, strangers, wanted
 from imachsr.study.rows import Known, Row, score_names
 from imachsr.study.schema import Cell, Chart, StudyPlan
 
@@ -50,6 +50,7 @@ class Findings:
         done: Runs that have ended.
         total: Of all.
         machines: What they ran on.
+        strangers: Rows that were there and are not of this study, which no table counts: cell, arm, seed.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Findings:
     done: int
     total: int
     machines: tuple[str, ...]
+    strangers: tuple[dict[str, Any], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,7 +79,7 @@ def find(study: StudyPlan, known: Known) -> Findings:
 
     Args:
         study: The study.
-        known: Rows; those of other studies are ignored.
+        known: Rows; those that are not of this study are named and not counted.
 
     Raises:
         ConfigError: If they cannot be compared, see :func:`imachsr.study.comparisons.check_rows`.
@@ -102,6 +104,7 @@ def find(study: StudyPlan, known: Known) -> Findings:
         done=len(ended),
         total=len(every),
         machines=tuple(sorted({row.facts["machine"] for row in ended if row.facts.get("machine")})),
+        strangers=tuple({"cell": row.cell, "arm": row.arm, "seed": row.seed} for row in strangers(study, known)),
     )
 
 

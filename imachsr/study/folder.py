@@ -12,15 +12,16 @@ from imachsr.config.schema import ConfigError
 from imachsr.config.words import word
 from imachsr.files import LOCK, write_text
 from imachsr.revision import revisions
-from imachsr.search.canonical import fingerprint_of
 from imachsr.search.folder import lock
 from imachsr.study.comparisons import check_rows
 from imachsr.study.load import study_to_dict
-from imachsr.study.plan import Wanted, scoring_of, wanted
-from imachsr.study.rows import DIGITS, FILE, Known, Row, read, write
+from imachsr.study.plan import Wanted, scoring_key, strangers, wanted
+from imachsr.study.rows import DIGITS, FILE, Known, Row, check_same, read, write
 from imachsr.study.schema import StudyPlan
 from imachsr.study.tracked import SETTINGS, folder_of
 from imachsr.train import checkpoint
+
+_ELSEWHERE = "give another --output, and --rows for what is there: its tables will say what they leave out"
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,7 @@ class Study:
     own: list[Row] = field(default_factory=list)
     known: Known = field(default_factory=Known)
     _planned: list[Wanted] | None = None
+    _were_given: bool = False
 
     def __enter__(self) -> "Study":
         self._opened = contextlib.ExitStack()
@@ -53,9 +55,11 @@ class Study:
             self._check_folder()
             if (self.folder / FILE).exists():
                 self.own = read(self.folder / FILE)
+            check_same([*self.own, *self.published])
             self.known = Known([*self.own, *self.published])
             self._check_declared()
             check_rows(self.plan, self.known)
+            self._adopt()
             write_text(self.folder / SETTINGS, dump_yaml(study_to_dict(self.plan)))
         except BaseException:
             self._opened.close()
@@ -71,12 +75,12 @@ class Study:
             if others := sorted(each.name for each in self.folder.iterdir() if each.name != LOCK):
                 raise ConfigError(f"{self.folder} must be a new folder or hold this study, but holds {', '.join(others[:3])}; give another --output")
             return
-        # Cells, arms and seeds may be added or taken away: every run is known by its own settings.
+        # Cells, arms and seeds may be added: every run is known by its own settings.
         if (before := load_yaml(path).get("name")) != self.plan.name:
             raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
 
     def _check_declared(self) -> None:
-        """What is tested, and which comparison stands outside of Holm's families, is said before there are results, or not at all."""
+        """What is tested, which comparison stands outside of Holm's families and how large these are is said before there are results."""
         if not self.own:
             return
         before, now = load_yaml(self.folder / SETTINGS), study_to_dict(self.plan)
@@ -87,6 +91,38 @@ class Study:
                     f"{key}: must stay what it was before a run had ended, {word(was)}, but got {word(given)}; give another --output"
                     + (", or primary=null: then Holm's adjustment is over all comparisons" if key == "primary" else "")
                 )
+        if lost := [pair for pair in before.get("contrasts") or () if list(pair) not in now["contrasts"]]:
+            raise ConfigError(f"contrasts: may be added once a run has ended, not taken away, but {' against '.join(lost[0])} is gone; {_ELSEWHERE}")
+        families = {each["name"]: each.get("family", "all") for each in before.get("cells") or ({"name": "all"},)}
+        for index, cell in enumerate(self.plan.cells):
+            if (was := families.get(cell.name, cell.family)) != cell.family:
+                raise ConfigError(f"cells.{index}.family: must stay what it was before a run had ended, {was}, but got {cell.family}; {_ELSEWHERE}")
+        if gone := strangers(self.plan, Known(self.own)):
+            first = f"{gone[0].cell}, {gone[0].arm}, seed {gone[0].seed}"
+            count = "1 is" if len(gone) == 1 else f"{len(gone)} are"
+            raise ConfigError(f"runs that have ended must stay a part of the study, but {count} none of it any more, such as {first}; {_ELSEWHERE}")
+
+    def _adopt(self) -> None:
+        """Take rows from elsewhere into the folder, so that its file holds every number that its tables are made of."""
+        ours = {(each.key, each.seed) for each in wanted(self.plan, self.known) if each.key}
+        there = {(row.key, row.seed): row for row in self.own}
+        new = [row for row in self.known.all() if (row.key, row.seed) in ours and there.get((row.key, row.seed)) != row]
+        self._were_given = bool(new) and not self.own
+        taken = {(row.key, row.seed) for row in new}
+        self.own = [*(row for row in self.own if (row.key, row.seed) not in taken), *new]
+        if new:
+            write(self.folder / FILE, self.own)
+
+    def told(self) -> list[str]:
+        """What the user should know of the rows before anything runs."""
+        lines = []
+        if self.published:
+            ours = {(row.key, row.seed) for row in self.own}
+            fitting = sum((row.key, row.seed) in ours for row in self.published)
+            lines.append(f"{fitting} of the {len(self.published)} rows that were given are of this study")
+        if self._were_given and self.plan.primary is not None:
+            lines.append("these rows are older than this folder: that `primary` was declared before they were is the word of the study's file alone")
+        return lines
 
     def todo(self) -> list[Wanted]:
         """Runs that can begin."""
@@ -152,11 +188,12 @@ class Study:
             taps=int(given.get("taps", 0)),
             # As in the file: who reads it sees what is seen here.
             scores={name: round(value, DIGITS) for name, value in given.get("scores", {}).items() if math.isfinite(value)},
-            facts={"scoring": fingerprint_of(scoring_of(self.plan)), "revision": revisions()["imachsr"] or "", **given.get("facts", {})},
+            facts={"scoring": scoring_key(self.plan), "revision": revisions()["imachsr"] or "", **given.get("facts", {})},
         )
         self.own.append(row)
         self.known.add(row)
         self._planned = None
         write(self.folder / FILE, self.own)
-        checkpoint.remove(self.output(each))  # not before its row is there: what ends in between is scored again, not trained
+        if row.is_finished:  # what was trained and could not be scored is scored again by --retry-failed
+            checkpoint.remove(self.output(each))  # not before its row is there: what ends in between is scored again, not trained
         return row

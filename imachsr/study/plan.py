@@ -1,7 +1,7 @@
 """Which runs a study needs, and which of these can begin."""
 
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,18 @@ def scoring_of(study: StudyPlan) -> dict[str, Any]:
     return {"corruptions": corruptions, "also_on": study.also_on}
 
 
+def scoring_key(study: StudyPlan) -> str:
+    """Fingerprint of what a run is scored on besides its own data, wherever that lies; its content is in the fingerprint of a run's data."""
+    scoring = scoring_of(study)
+    return fingerprint_of({**scoring, "also_on": {name: _placeless(further) for name, further in scoring["also_on"].items()}})
+
+
+def _placeless(further: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted settings without those of :func:`imachsr.config.continued.placeless`."""
+    kept = {key: value for key, value in further.items() if key not in ("data.root", "data.cache", "data.kwargs.root")}
+    return {key: placeless(value) if key == "data" and isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
 def wanted(study: StudyPlan, known: Known, *, only: Collection[str] = ()) -> list[Wanted]:
     """Every run of a study: seed by seed, so that what is broken off is balanced; then the control against itself, and the effects.
 
@@ -89,6 +101,16 @@ def wanted(study: StudyPlan, known: Known, *, only: Collection[str] = ()) -> lis
             continue
         unique.setdefault((each.key, each.seed) if each.key else (each.cell, each.arm, each.seed), each)
     return list(unique.values())
+
+
+def strangers(study: StudyPlan, known: Known) -> list[Row]:
+    """Rows that this study's tables pass over: of other settings, other seeds, or arms and cells that it has not (or has no more).
+
+    Those of cells of equal times are no strangers: with more seeds that are timed, their epochs can become others.
+    """
+    ours = {(each.key, each.seed) for each in wanted(study, known) if each.key}
+    timed = {cell.name for cell in study.cells if cell.equal == "time"}
+    return [row for row in known.all() if (row.key, row.seed) not in ours and row.cell not in timed]
 
 
 def _of(cell: Cell, arm: str, seed: int, run: Run | None) -> Wanted:

@@ -73,7 +73,8 @@ def _gain(chart: dict[str, Any], metric: str) -> Any:
             if point["interval"] is not None:
                 axes.plot([point["at"]] * 2, point["interval"], color=colour, alpha=0.5)
     places = sorted({point["at"] for point in points})
-    axes.set_xscale("log", base=2)
+    if places[0] > 0:
+        axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.minorticks_off()
     axes.axhline(0, color="#999999", linewidth=0.8)

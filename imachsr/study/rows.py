@@ -65,7 +65,7 @@ def read(path: Path) -> list[Row]:
         ConfigError: If it is missing or no such file, or a cell of it is broken; names the line.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} must be a CSV file of a study's runs, but: {error}") from None
@@ -88,6 +88,8 @@ def _row(path: Path, number: int, cells: dict[str, str], is_whole: bool) -> Row:
         scores = {name: float(value) for name, value in cells.items() if value != ""}
     except ValueError as error:
         raise ConfigError(f"{path}:{number} must hold numbers, but: {error}") from None
+    if strange := next((name for name, value in scores.items() if not math.isfinite(value)), None):
+        raise ConfigError(f"{path}:{number}: `{strange}` must be finite, or empty for what a run has not, but got {scores[strange]}")
     if state not in ("finished", "failed"):
         raise ConfigError(f"{path}:{number}: `state` must be finished or failed, but got {state!r}")
     return Row(
@@ -132,6 +134,24 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def _number(value: float) -> str:
     return f"{value:.{DIGITS}f}".rstrip("0").rstrip(".")
+
+
+def check_same(rows: Iterable[Row]) -> None:
+    """Refuse rows of one run that say different things: which of them counts would be a choice that nobody sees.
+
+    Raises:
+        ConfigError: Names the run and both numbers.
+    """
+    seen: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        if not row.is_finished:
+            continue
+        before = seen.setdefault((row.key, row.seed), row)
+        for name in before.scores.keys() & row.scores.keys():
+            if name.startswith("val/") and abs(before.scores[name] - row.scores[name]) > 10.0**-DIGITS:
+                one, two = _number(before.scores[name]), _number(row.scores[name])
+                where = f"{row.cell}, {row.arm}, seed {row.seed}"
+                raise ConfigError(f"rows of one run must say the same, but {name} of {where} is {one} in one and {two} in another; give one of them")
 
 
 class Known:

@@ -210,9 +210,16 @@ class StudyPlan(Settings):
         like = self.cell(cell.like) if cell.like is not None else cell
         own = next(each for each in self.arms if each.name == arm)
         name = f"{cell.name}-{arm}-{seed}"
-        # One layer after the other: an arm may change the kind of what its cell sets.
+        return self.laid(like.set_, own.set_, like.of_arm.get(arm, {}), further or {}, {"name": name, "seed": seed})
+
+    def laid(self, *layers: Mapping[str, Any]) -> Run:
+        """The base run with dotted settings over it, one layer after the other: an arm may change the kind of what its cell sets.
+
+        Raises:
+            ConfigError: If they do not fit together.
+        """
         raw: Any = resolve(self.run)
-        for layer in (like.set_, own.set_, like.of_arm.get(arm, {}), further or {}, {"name": name, "seed": seed}):
+        for layer in layers:
             for part in nested(layer):
                 raw = merge(raw, part)
         return make_run(raw)

@@ -20,7 +20,7 @@ from imachsr.config.load import make_run, parse_overrides, run_to_dict
 from imachsr.config.schema import SCORED_ON, ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.classes import partners
+from imachsr.data.classes import shared
 from imachsr.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from imachsr.data.samples import Progress, Samples, Split, untold
 from imachsr.data.transforms import normalize
@@ -256,7 +256,7 @@ def evaluate(
         _, samples = run.subset.split(run.data.load("train"), lambda: samples)
     names: Sequence[str] = run.data.class_names
     if tuple(names) != tuple(before.data.class_names) or run.data.num_classes != state["num_classes"]:
-        model, samples, names = _common(model, samples, before.data.class_names, names, state["num_classes"])
+        model, samples, names = _common(model, samples, before.data.class_names, names)
     if corrupted is None:
         # Of fewer classes than the loss may have weights for, plain cross-entropy.
         loss = output_loss(run) if len(names) == state["num_classes"] else CrossEntropy()
@@ -275,17 +275,15 @@ class _Chosen(nn.Module):
         return logits_of(self.model(images))[:, list(self.classes)]
 
 
-def _common(
-    model: nn.Module, samples: Samples, own: Sequence[str], other: Sequence[str], num_classes: int
-) -> tuple[nn.Module, Samples, Sequence[str]]:
+def _common(model: nn.Module, samples: Samples, own: Sequence[str], other: Sequence[str]) -> tuple[nn.Module, Samples, Sequence[str]]:
     """The model, the samples and the names of the classes that both know."""
-    found = partners(own, other)
-    if len(found) < 2:
-        if len(other) == num_classes:
-            warnings.warn("the data's classes are called otherwise than the model's, and are taken by their numbers", stacklevel=3)
-            return model, samples, other
-        rule = f"the data must have the {num_classes} classes that the model was trained for, or two that are called as these"
-        raise ConfigError(f"{rule}, but have {len(other)}: {', '.join(other)}; the model's are {', '.join(own)}")
+    try:
+        found = shared(own, other)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if found is None:
+        warnings.warn("the data's classes are called otherwise than the model's, and are taken by their numbers", stacklevel=3)
+        return model, samples, other
     rest = [name for index, name in enumerate(own) if index not in found]
     used = {number for numbers in found.values() for number in numbers}
     ignored = [name for number, name in enumerate(other) if number not in used]

@@ -29,6 +29,8 @@ cells:
 seeds: [1, 2]
 primary: {cell: whole, arm: full}
 charts: [{over: subset.share, cells: [half, whole]}]
+effects: [{cell: whole, arm: full, key: method.loss, values: [dice], seeds: [1]}]
+against_itself: {cell: half, seeds: [7]}
 also_on: {shifted: {data.domain: shifted}}
 corruptions: {names: [fog], severities: [3]}
 """
@@ -61,6 +63,9 @@ def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_
     assert set(comparisons) == {("whole", "full"), ("half", "full"), ("timed", "full")}
     values = {(row.cell, row.arm, row.seed): row.scores["val/miou"] for row in rows if not row.setting}
     assert comparisons["half", "full"]["differences"]["1"] == pytest.approx(values["half", "full", 1] - values["half", "output_only", 1], abs=1e-5)
+    dice = next(row for row in rows if row.setting == "method.loss=dice")
+    assert found["effects"][0]["values"][0]["each"] == [pytest.approx(dice.scores["val/miou"] - values["whole", "output_only", 1], abs=1e-5)]
+    assert (found["against_itself"]["runs"], found["against_itself"]["of"]) == (2, 2)
     assert not list((tmp_path / "s/runs").glob("*/checkpoints")), "checkpoints would fill the disk"
     # Anyone with the rows gets the same tables, without data or a run.
     again = process("study", "toy.yaml", "--rows", "s/runs.csv", "--no-run", "--output", "t", cwd=tmp_path)
@@ -74,7 +79,7 @@ def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_
 def test_one_signal_saves_what_runs_and_the_printed_command_goes_on(
     number: int, code: int, toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]
 ) -> None:
-    long = ("run.optimizer.epochs=40", "run.data.num_train=32", "cells=[{name: whole}]", "charts=[]")
+    long = ("run.optimizer.epochs=40", "run.data.num_train=32", "cells=[{name: whole}]", "charts=[]", "against_itself=null", "effects=[]")
     running = started("study", "toy.yaml", *long, "--output", "s", "--wandb", "disabled", until="runs at a time")
     wait_for_rows(tmp_path / "s", running)
     running.send_signal(number)
@@ -114,7 +119,7 @@ def wait_for_rows(folder: Path, running: "subprocess.Popen[str]") -> None:
         (["toy.yaml", "seeds=[1,1]"], "seeds: each must be there once"),
         (["toy.yaml", "run.optimizer.epoch=3"], "optimizer.epoch: is no setting"),
         (
-            ["toy.yaml", "cells=[{name: a, set: {subset.hold_out: x}}]", "charts=[]", "primary=null"],
+            ["toy.yaml", "cells=[{name: a, set: {subset.hold_out: x}}]", "charts=[]", "against_itself=null", "effects=[]", "primary=null"],
             "`hold_out` must be one of several",
         ),
         (["toy.yaml", "--data", "here"], "--data sets run.data.root"),
@@ -159,7 +164,7 @@ def test_for_machines_everything_on_stdout_is_json(run: Cli) -> None:
     ran = run("study", "toy.yaml", "--output", "s", "--no-run", "--json-lines")
     assert ran.code == 0, ran.err
     assert [json.loads(line)["event"] for line in ran.out.splitlines()] == ["summary"]
-    assert json.loads(ran.out)["total"] == 9 + 1
+    assert json.loads(ran.out)["total"] == 11 + 1
 
 
 def test_what_is_missing_is_counted_and_the_command_that_goes_on_would_run_something(toy: Path, tmp_path: Path) -> None:
@@ -173,9 +178,9 @@ def test_what_is_missing_is_counted_and_the_command_that_goes_on_would_run_somet
                 held.note(each, {"scores": {"val/miou": 1.0, "time/step_ms": 5.0}}, "")
             return _what_is_missing(held, ["toy.yaml"], list(cells), 9)
 
-    assert said(ended=1) == "9 runs are missing; to go on: imachsr study toy.yaml"
-    assert said("half", ended=1) == "1 run is missing; to go on: imachsr study toy.yaml --cell half"
-    assert said("half", ended=2) == "9 runs of all cells are missing; to go on with all: imachsr study toy.yaml"
+    assert said(ended=1) == "11 runs are missing; to go on: imachsr study toy.yaml"
+    assert said("half", ended=2) == "1 run is missing; to go on: imachsr study toy.yaml --cell half"
+    assert said("half", ended=3) == "9 runs of all cells are missing; to go on with all: imachsr study toy.yaml"
     assert (
         said("timed", ended=0)
         == "9 runs of all cells are missing; timed needs the times of another cell's runs; to go on with all: imachsr study toy.yaml"

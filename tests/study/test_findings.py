@@ -12,11 +12,11 @@ import pytest
 from scipy import stats
 
 from imachsr.config.schema import ConfigError
-from imachsr.search.canonical import fingerprint_of
+from imachsr.study.comparisons import pairs_of
 from imachsr.study.document import document, table, words
 from imachsr.study.findings import find
 from imachsr.study.pairings import false_rate
-from imachsr.study.plan import scoring_of
+from imachsr.study.plan import scoring_key
 from imachsr.study.plots import plot
 from imachsr.study.rows import Known, read, write
 from imachsr.tracking.events import finite
@@ -140,7 +140,7 @@ def test_rows_of_different_data_are_not_compared() -> None:
 
 def test_rows_that_were_scored_otherwise_are_not_compared() -> None:
     plan = study(corruptions={"severities": [1, 3]})
-    own = fingerprint_of(scoring_of(plan))
+    own = scoring_key(plan)
     rows = [replace(each, facts={"scoring": own} if each.seed else {}) for each in filled(plan, value).all()]
     find(plan, Known(rows))
     with pytest.raises(
@@ -184,6 +184,19 @@ def test_the_test_finds_differences_between_equal_runs_as_rarely_as_it_says() ->
 def test_with_many_pairs_the_rate_is_estimated() -> None:
     values = list(np.random.default_rng(1).normal(size=56))
     assert 0.02 < false_rate(values, pairings=500) < 0.09
+
+
+def test_what_two_cells_share_is_compared_once() -> None:
+    twice = [*RAW["cells"], {"name": "tuned", "of_arm": {"full": {"optimizer.lr": 5e-3}}}]
+    plan = study(cells=twice)
+    pairs = [(cell.name, arm, other) for cell, arm, other, _ in pairs_of(plan)]
+    assert ("tuned", "full", "output_only") in pairs
+    assert ("tuned", "full", "homogeneous") in pairs
+    assert ("tuned", "homogeneous", "output_only") not in pairs, "small has it, of the same runs"
+    assert ("small", "homogeneous", "output_only") in pairs
+    declared = study(cells=[{"name": "first", "arms": ["output_only", "full"]}, *RAW["cells"]])
+    assert [(cell.name, arm) for cell, arm, _, is_primary in pairs_of(declared) if is_primary] == [("small", "full")]
+    assert ("first", "full") not in [(cell.name, arm) for cell, arm, *_ in pairs_of(declared)], "or it would be in Holm's family too"
 
 
 def test_effects_are_shown_without_tests() -> None:

@@ -9,7 +9,11 @@ import pytest
 from imachsr.config.continued import changed
 from imachsr.config.load import run_to_dict
 from imachsr.config.schema import ConfigError
+from imachsr.study.document import document
+from imachsr.study.driver import fingerprints
+from imachsr.study.findings import find
 from imachsr.study.folder import Study
+from imachsr.study.plan import scoring_key
 from imachsr.study.rows import FILE, Known, read
 from imachsr.study.schema import StudyPlan
 from imachsr.study.task import run_to_row
@@ -87,6 +91,80 @@ def test_what_is_declared_is_not_changed_after_results(tmp_path: Path, changes: 
     with pytest.raises(ConfigError, match=message), Study(plan=study(run=TINY, **changes), folder=tmp_path / "s"):
         pass
     assert (tmp_path / "s/study.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrasts": []}, "contrasts: may be added once a run has ended, not taken away, but full against homogeneous is gone"),
+        ({"cells": [{**RAW["cells"][0], "family": "other"}, RAW["cells"][1]]}, "cells.0.family: must stay what it was before a run had ended, all"),
+        (
+            {"seeds": [1, 2, 3]},
+            "runs that have ended must stay a part of the study, but 1 is none of it any more, such as small, output_only",
+        ),
+        ({"run": {**TINY, "optimizer": {"epochs": 2, "batch_size": 2}}}, "runs that have ended must stay a part of the study"),
+    ],
+)
+def test_nothing_that_has_results_is_taken_away_in_its_folder(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    begun(tmp_path / "s", study(run=TINY))
+    with pytest.raises(ConfigError, match=message), Study(plan=study(**{"run": TINY, **changes}), folder=tmp_path / "s"):
+        pass
+    with Study(plan=study(**{"run": TINY, **changes}), folder=tmp_path / "elsewhere", published=read(tmp_path / "s" / FILE)) as held:
+        assert held.told()
+        dropped = find(held.plan, held.known).strangers
+        assert bool(dropped) == ("stay a part" in message), "what is left out is told"
+        assert ("is not of this study as it stands, and counted nowhere: small, output_only (0)" in document(find(held.plan, held.known))) == bool(
+            dropped
+        )
+
+
+def test_rows_from_elsewhere_become_rows_of_the_folder(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    rows = [row(plan, "small", "full", 0, 40.0), replace(row(plan, "small", "full", 1, 41.0), key="of another study")]
+    with Study(plan=plan, folder=tmp_path / "s", published=rows) as held:
+        assert held.told()[0] == "1 of the 2 rows that were given are of this study"
+        assert "is the word of the study's file alone" in held.told()[1]
+    assert read(tmp_path / "s" / FILE) == rows[:1]
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        assert len(held.todo()) == 8 * 5 - 1
+        assert held.told() == []
+    other = study(run=TINY, primary={"cell": "small", "arm": "homogeneous"})
+    with pytest.raises(ConfigError, match="primary: must stay what it was"), Study(plan=other, folder=tmp_path / "s"):
+        pass
+
+
+def test_what_was_trained_and_could_not_be_scored_is_not_trained_again(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        each = held.todo()[0]
+        config = run_to_dict(each.run)  # type: ignore[arg-type]
+        gone = {"corruptions": None, "also_on": {"there": {"data.kind": "camvid", "data.root": str(tmp_path / "none")}}}
+        assert "error" in (given := run_to_row(config, str(held.output(each)), "data", gone))
+        held.note(each, given, "data")
+        assert checkpoint.exists(held.output(each))
+        assert held.forget_failed() == 1
+        (held.output(each) / "mark").touch()
+        held.note(each, run_to_row(config, str(held.output(each)), "data", NOTHING), "data")
+        assert (held.output(each) / "mark").exists()
+        assert not checkpoint.exists(held.output(each))
+    assert [each.state for each in read(tmp_path / "s" / FILE)] == ["finished"]
+
+
+def test_further_data_are_looked_at_before_anything_is_trained(tmp_path: Path) -> None:
+    run = study(run=TINY).run_of(study(run=TINY).cells[0], "full", 0)
+    with pytest.raises(ConfigError, match="also_on.there: .*none"):
+        fingerprints([("k", run)], {"there": {"data.kind": "camvid", "data.root": str(tmp_path / "none")}})
+    letters = {"data": {"kind": "folder", "root": str(tmp_path), "class_names": ["alpha", "beta"]}}
+    with pytest.raises(ConfigError, match="also_on.letters: the data must have the .* classes that the model was trained for"):
+        fingerprints([("k", run)], {"letters": letters})
+    plain, further = fingerprints([("k", run)], {}), [fingerprints([("k", run)], {"n": {"data.domain": d}})["k"] for d in ("shifted", "day")]
+    assert len({plain["k"], *further}) == 3, "their content is a part of what a row is of"
+
+
+def test_further_data_may_be_moved() -> None:
+    at = [study(run=TINY, also_on={"cv": {"data.kind": "camvid", "data.root": root}}) for root in ("here", "there")]
+    assert scoring_key(at[0]) == scoring_key(at[1])
+    assert scoring_key(at[0]) != scoring_key(study(run=TINY, also_on={"cv": {"data.kind": "camvid", "data.root": "here", "data.size": [32, 32]}}))
 
 
 def test_a_declaration_can_be_taken_back_and_not_made_again(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The raw numbers, written and read back."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imachsr.config.schema import ConfigError
-from imachsr.study.rows import Known, Row, read, text_of, write
+from imachsr.study.rows import Known, Row, check_same, read, text_of, write
 
 ONE = Row(
     cell="a",
@@ -47,6 +48,8 @@ def test_a_number_that_is_not_finite_is_missing() -> None:
         ("cell,arm\na,b\n", r":1 must name the columns cell, arm, setting, .*, but setting, seed, key"),
         (text_of([ONE]).replace("41.25", "much"), r":2 must hold numbers, but: .*much"),
         (text_of([ONE]).replace("finished", "done"), r":2: `state` must be finished or failed, but got 'done'"),
+        (text_of([ONE]).replace("41.25", "nan"), r":2: `val/miou` must be finite, or empty for what a run has not, but got nan"),
+        (text_of([ONE]).replace("12.5", "inf"), r":2: `wall_s` must be finite"),
         (text_of([ONE]) + "a,b\n", r":3 must have a cell for each column, but has 2"),
     ],
 )
@@ -71,3 +74,16 @@ def test_a_finished_run_counts_before_a_failed_one_and_the_first_before_the_seco
     assert known.get("k", 1) == ONE
     assert known.get("k", 2) is None
     assert len(known.all()) == 2
+
+
+def test_a_mark_that_spreadsheets_put_before_the_text_is_no_column(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_bytes(b"\xef\xbb\xbf" + text_of([ONE]).encode())
+    assert read(tmp_path / "r.csv") == [ONE]
+
+
+def test_rows_of_one_run_say_the_same_or_are_refused() -> None:
+    slower = replace(ONE, scores={**ONE.scores, "wall_s": 99.0}, facts={})
+    failed = replace(ONE, state="failed", scores={})
+    check_same([ONE, slower, failed, replace(ONE, seed=2, scores={"val/miou": 1.0})])
+    with pytest.raises(ConfigError, match=r"val/miou of a, b, seed 1 is 41.25 in one and 42 in another"):
+        check_same([ONE, replace(ONE, scores={"val/miou": 42.0})])

@@ -49,6 +49,53 @@ def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
             {"arms": [*RAW["arms"], {"name": "same", "set": {"method.loss": {"kind": "prototype"}}}]},
             r"cells.0.arms: arms must differ in what they train, but full and same do not",
         ),
+        (
+            {"arms": [*RAW["arms"], {"name": "longer", "set": {"optimizer.epochs": 30}}]},
+            "cells.0.arms: arms must see the same data as often, but `optimizer.epochs` of output_only is 10, and of longer 30; `equal: time` is for",
+        ),
+        (
+            {"arms": [*RAW["arms"], {"name": "other", "set": {"data.num_train": 80}}]},
+            "cells.0.arms: arms must see the same data as often, but `data` of output_only",
+        ),
+        (
+            {"cells": [{"name": "small", "of_arm": {"full": {"optimizer.batch_size": 1}}}]},
+            "cells.0.arms: .* `optimizer.batch_size` of output_only is 2, and of full 1",
+        ),
+        (
+            {"arms": [*RAW["arms"], {"name": "other", "set": {"seed": 3}}]},
+            "arms.3.set: seed: must be left out, since every run has one",
+        ),
+        ({"run": {**RAW["run"], "name": "mine"}}, "run: name: must be left out"),
+        ({"cells": [{"name": "small", "arms": ["output_only", "full", "full"]}]}, "cells.0.arms: each must be there once"),
+        ({"cells": [], "primary": None}, "cells: must name at least one"),
+        ({"contrasts": [["full", "full"]]}, "contrasts.0: must be two arms, but got full and itself"),
+        ({"contrasts": [["full", "output_only"]]}, "contrasts.0: must be without the control output_only"),
+        ({"contrasts": [["full", "homogeneous"], ["homogeneous", "full"]]}, "contrasts.1: each pair must be there once"),
+        ({"metric": "val/iou/raod"}, "metric: must be a key of a run's row, but got 'val/iou/raod'; nearest: 'val/iou/road'"),
+        (
+            {"metric": "corrupted/fogg/miou", "corruptions": {"severities": [3]}},
+            "metric: must be a key of a run's row, but got 'corrupted/fogg/miou'; nearest: 'corrupted/fog/miou'",
+        ),
+        (
+            {"charts": [{"over": "optimizer.epochs", "cells": ["small", "large"]}]},
+            "charts.0.cells: must differ in optimizer.epochs, but small and",
+        ),
+        ({"charts": [{"over": "optimizer.lr", "cells": ["small", "small"]}]}, "charts.0.cells: must differ in optimizer.lr, but small and small"),
+        (
+            {"cells": [*RAW["cells"], TIME], "charts": [{"over": "optimizer.epochs", "cells": ["small", "timed"]}]},
+            "charts.0.cells: must be of equal epochs",
+        ),
+        (
+            {"cells": [*RAW["cells"], TIME], "effects": [{"cell": "timed", "arm": "full", "key": "method.alpha", "values": [1], "seeds": [0]}]},
+            "effects.0.cell: must be a cell of equal epochs",
+        ),
+        (
+            {"effects": [{"cell": "large", "arm": "homogeneous", "key": "method.alpha", "values": [1], "seeds": [0]}]},
+            "effects.0.arm: must be an arm of large",
+        ),
+        ({"effects": [{"cell": "small", "arm": "full", "key": "seed", "values": [1], "seeds": [0]}]}, "effects.0.key: seed: must be left out"),
+        ({"seeds": [-1]}, "seeds.0: `seeds >= 0` must hold, but got -1"),
+        ({"seeds": 8}, r"seeds: must be a list, such as \[8\], but got 8"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, r"seeds: each must be there once, but got \[1, 1\]"),
         ({"primary": {"cell": "smal", "arm": "full"}}, "primary.cell: must name one that is there, but got 'smal'; nearest: 'small'"),
@@ -129,6 +176,12 @@ def test_mistakes_in_a_file_are_told_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"s.yaml:6: cells.0: with the arm a: optimizer.epoch: is no setting"):
         load_study(path)
     assert load_study(path, ["cells=[{name: c}]", "seeds=[5]"]).seeds == (5,)
+    path.write_text("seeds: [1]\nrun:\n  optimizer:\n    epoch: 3\narms:\n  - {name: a}\n  - name: b\n    set:\n      method.los: dice\n")
+    with pytest.raises(ConfigError, match=r"s.yaml:4: run: optimizer.epoch: is no setting"):
+        load_study(path)
+    path.write_text(path.read_text().replace("epoch:", "epochs:"))
+    with pytest.raises(ConfigError, match=r"s.yaml:9: arms.1: method.los: is no setting"):
+        load_study(path)
 
 
 @pytest.mark.parametrize(
