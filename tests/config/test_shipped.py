@@ -180,6 +180,20 @@ def test_a_recipe_of_full_size_trains_two_steps_on_its_own_files(
     assert 0 <= result.metrics["val/miou"] <= 100
 
 
+def test_a_trial_of_the_search_of_full_size_trains_two_steps_on_its_own_files(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path / "data")
+    here = {"data.root": str(tmp_path / "data"), "data.cache": str(tmp_path / "cache"), "data.size": "[64, 128]"}
+    few = {**here, "optimizer.epochs": "1", "optimizer.batch_size": "2"}
+    given = [*(f"run.{key}={value}" for key, value in few.items()), f"run.{SCRATCH}", "scheduler={kind: none}"]
+    search = load_search(ROOT / "search_spaces" / "cityscapes.yaml", given)
+    values = next(values for values, excess in draws(search, 1) if not excess)
+    steps: list[tuple[int, int]] = []
+    result = train(search.run_of(values, name="trial", seed=0), on_step=lambda done, of: steps.append((done, of)))
+    assert steps[-1] == (2, 2)
+    assert result.taps
+    assert 0 < result.metrics["train/loss"] < 20
+
+
 @pytest.mark.parametrize("path", FULL_SIZE, ids=name_of)
 def test_a_recipe_of_full_size_has_a_size_that_its_network_takes(path: Path) -> None:
     run = load_run(path, [SCRATCH])
