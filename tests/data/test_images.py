@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from imachsr.data.cache import cache_folder
-from imachsr.data.images import load_pairs
+from imachsr.data.images import load_pairs, open_image
 from imachsr.data.pairing import Pair, list_images, pair_folders
 from imachsr.data.samples import Samples
 from tests.data.files import mask, write_image, write_mask
@@ -347,3 +349,31 @@ def test_a_broken_note_of_what_was_skipped_is_made_again(many: list[Pair], cache
     with pytest.warns(UserWarning, match="3 of 30 samples are skipped"):
         load(many, cache, on_error="skip")
     assert note.read_text() == whole
+
+
+SHORT_HEADER = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 5) + b"IHDR" + bytes(5) + struct.pack(">I", zlib.crc32(b"IHDR" + bytes(5)))
+
+
+@pytest.mark.parametrize(("name", "body"), [("a.png", SHORT_HEADER), ("a.ppm", b"P6 4")], ids=["png", "ppm"])
+def test_a_broken_header_is_told_with_its_file(name: str, body: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(ValueError, match=f"{tmp_path / name} must be a readable image, but: "):
+        open_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
+@pytest.mark.filterwarnings("ignore")
+def test_no_damage_is_told_without_the_file(suffix: str, tmp_path: Path) -> None:
+    path, random = write_image(tmp_path / f"a.{suffix}"), np.random.default_rng(3)
+    body = path.read_bytes()
+    told: list[str] = []
+    for _ in range(150):
+        damaged = bytearray(body[: random.integers(8, len(body))] if random.random() < 0.5 else body)
+        damaged[random.integers(min(len(damaged), 100))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            open_image(path)
+        except ValueError as error:
+            told.append(str(error))
+    assert len(told) > 20
+    assert all(f"{path} must be a readable image, but: " in each for each in told)
