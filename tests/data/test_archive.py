@@ -1,14 +1,17 @@
 """Hostile archives: nothing is written outside, and nothing is left of them."""
 
 import io
+import shutil
 import stat
 import tarfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from imachsr.data.archive import unpack
+from imachsr.data.archive import BadArchiveError, unpack
 
 
 def as_zip(path: Path, members: dict[str, str], link: str | None = None) -> Path:
@@ -87,3 +90,83 @@ def test_broken_archives_leave_nothing(box: Path, tmp_path: Path) -> None:
     whole = as_zip(tmp_path / "b.zip", {"a.txt": "text" * 100}).read_bytes()
     (tmp_path / "b.zip").write_bytes(whole.replace(b"texttext", b"textTEXT", 1))
     refused(tmp_path / "b.zip", box, "b.zip must be a whole archive, but: Bad CRC-32")
+
+
+FILES = {f"x/{index}.bin": np.random.default_rng(index).bytes(2000) + b"text" * 200 for index in range(5)}
+
+
+def packed_as(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.mkdir("x")
+            for name, data in FILES.items():
+                packed.writestr(name, data)
+    else:
+        with tarfile.open(fileobj=buffer, mode={"tar": "w", "tgz": "w:gz", "txz": "w:xz", "tbz": "w:bz2"}[kind]) as file:
+            for name, data in FILES.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def outcome(archive: Path, body: bytes, box: Path) -> str:
+    """What becomes of damaged bytes: refused by name with nothing left, or unpacked as if nothing were."""
+    archive.write_bytes(body)
+    told = None
+    try:
+        unpack(archive, box / "data")
+    except ValueError as error:
+        told = str(error)
+    if told is not None:
+        assert str(archive) in told
+        assert not list(box.iterdir())
+        return "refused"
+    found = {str(path.relative_to(box / "data")): path.read_bytes() for path in (box / "data").rglob("*") if path.is_file()}
+    folders = [path.name for path in (box / "data").rglob("*") if path.is_dir()]
+    shutil.rmtree(box / "data")
+    return "whole" if (found, folders) == (FILES, ["x"]) else "wrong"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz", "txz", "tbz"])
+def test_a_flipped_bit_is_never_unpacked_as_something_else(kind: str, box: Path, tmp_path: Path) -> None:
+    body, random = packed_as(kind), np.random.default_rng(7)
+    places = list(random.integers(0, len(body), 120))
+    if kind == "zip":  # the list at its end is short, and holds most of what may go wrong
+        places += list(range(body.index(b"PK\1\2"), len(body)))
+    found = Counter()
+    for place in places:
+        damaged = bytearray(body)
+        damaged[place] ^= 1 << int(random.integers(8))
+        found[outcome(tmp_path / f"a.{kind}", bytes(damaged), box)] += 1
+    assert not found["wrong"]
+    assert found["refused"] > 100
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tgz", "txz"])
+def test_a_cut_archive_loses_no_file_in_silence(kind: str, box: Path, tmp_path: Path) -> None:
+    body, random = packed_as(kind), np.random.default_rng(8)
+    places = list(random.integers(1, len(body), 60))
+    if kind == "tar":  # between members, where each part looks like an archive
+        places += list(range(512, len(body), 512))
+    found = Counter(outcome(tmp_path / f"a.{kind}", body[:place], box) for place in places)
+    assert not found["wrong"]
+    assert found["refused"] > 30
+
+
+def test_a_tar_file_with_a_broken_header_does_not_end_there(box: Path, tmp_path: Path) -> None:
+    body = bytearray(packed_as("tar"))
+    body[body.index(b"x/2.bin")] ^= 1
+    (tmp_path / "a.tar").write_bytes(body)
+    refused(tmp_path / "a.tar", box, "a.tar must be a whole archive, but is cut off or damaged behind 2 members")
+
+
+def test_what_a_caller_does_not_find_inside_leaves_nothing(box: Path, tmp_path: Path) -> None:
+    def check(folder: Path) -> None:
+        assert (folder / "a.txt").read_text() == "A"
+        raise BadArchiveError("a.zip must hold b.txt")
+
+    with pytest.raises(BadArchiveError, match="must hold b.txt"):
+        unpack(as_zip(tmp_path / "a.zip", {"a.txt": "A"}), box / "data", check=check)
+    assert not list(box.iterdir())
