@@ -117,6 +117,7 @@ def download(
     from imachsr.config.load import one_of
     from imachsr.config.schema import ConfigError
     from imachsr.data import public
+    from imachsr.data.camvid_original import COUNTS
 
     one_of("NAME", name, public.Name)
     if name != "camvid":
@@ -128,9 +129,11 @@ def download(
     if not url:
         people.print(public.CAMVID_TERMS, soft_wrap=True)
     with Bar("fetching") as bar:
-        got = public.get_camvid(out.expanduser(), url=url or public.CAMVID_URL, sha256=sha256, progress=bar.update)
+        counts = None if url else COUNTS  # of an address of the user's own nothing is known
+        got = public.get_camvid(out.expanduser(), url=url or public.CAMVID_URL, sha256=sha256, counts=counts, progress=bar.update)
     plain.print(f"sha256 {got.sha256}  {got.archive}", soft_wrap=True)
-    plain.print(f"{'there already' if got.was_there else 'unpacked'}: {got.root}", soft_wrap=True)
+    held = ", ".join(f"{split} {count}" for split, count in got.counts.items())
+    plain.print(f"{'there already' if got.was_there else 'unpacked'}: {got.root} ({held} images)", soft_wrap=True)
     if sha256 is None:
         people.print("no --sha256 was given: the checksum above is kept beside the archive, and must be the same next time", soft_wrap=True)
     plain.print(f"next: imachsr data check camvid {shlex.quote(str(got.root))}", soft_wrap=True)

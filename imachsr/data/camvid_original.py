@@ -51,6 +51,10 @@ COLOURS = (
 )
 
 
+COUNTS: dict[Split, int] = {"train": 367, "val": 101, "test": 233}
+"""Frames of each split in which most results are reported."""
+
+
 def split_of(path: Path) -> Split:
     """The split of a frame in which most results are reported (367 train, 101 val, 233 test frames).
 

@@ -26,8 +26,8 @@ class CutOffError(RuntimeError):
 def fetch(url: str, folder: Path, *, sha256: str | None = None, progress: Progress = untold, pause_s: float = 1.0) -> tuple[Path, str]:
     """The archive behind an address, and its SHA-256; nothing is fetched where it is there already.
 
-    What was fetched of it lies in NAME.part until it is whole, for the next try to continue. Its checksum is kept in NAME.sha256, and must be the
-    same whenever it is fetched again.
+    What was fetched of it lies in NAME.part until it is whole, for the next try to continue. Where :func:`pin` has kept its checksum in NAME.sha256,
+    it must be the same whenever it is fetched again.
 
     Args:
         url: http or https.
@@ -40,14 +40,14 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, progress: Progre
         ValueError: If an argument is no address or checksum, the server refuses, or the file has another checksum.
         RuntimeError: If the connection fails each time.
     """
-    name = _name(url)
+    archive = archive_at(url, folder)
     if sha256 is not None and (len(sha256) != 64 or not all(digit in "0123456789abcdefABCDEF" for digit in sha256)):
         raise ValueError(f"`sha256` must be 64 hexadecimal digits, but got {sha256!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    archive, pin = folder / name, folder / f"{name}.sha256"
-    wanted = sha256.lower() if sha256 else _pinned(pin)
+    wanted = sha256.lower() if sha256 else _pinned(pin_of(archive))
+    source = pin_of(archive) if wanted is not None and not sha256 else None
     if not archive.exists():
-        part = folder / f"{name}.part"
+        part = folder / f"{archive.name}.part"
         for number in range(1, TRIES + 1):
             try:
                 _continue(url, part, progress)
@@ -63,15 +63,24 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, progress: Progre
                         f"{url} could not be fetched in {TRIES} tries: {error}; {have} bytes are kept, run the command again to go on"
                     ) from None
                 time.sleep(pause_s * 2 ** (number - 1))
-        _check(part, wanted, url, "the part that was fetched is removed")
+        _check(part, wanted, url, source, "what was fetched is removed")
         part.replace(archive)
         part.with_name(f"{part.name}.json").unlink(missing_ok=True)
         sync_folder(folder)
         digest = digest_of(archive)
     else:
-        digest = _check(archive, wanted, url, None)
-    write_text(pin, f"{digest}  {name}\n")
+        digest = _check(archive, wanted, url, source, None)
     return archive, digest
+
+
+def pin(archive: Path, digest: str) -> None:
+    """Keep the checksum of an archive that was found to be good; of any other the first answer of a server would be the truth for ever."""
+    write_text(pin_of(archive), f"{digest}  {archive.name}\n")
+
+
+def pin_of(archive: Path) -> Path:
+    """Where the checksum of an archive is kept."""
+    return archive.with_name(f"{archive.name}.sha256")
 
 
 def digest_of(path: Path) -> str:
@@ -80,12 +89,13 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _name(url: str) -> str:
+def archive_at(url: str, folder: Path) -> Path:
+    """Where the file behind an address goes; raises ValueError if it is none."""
     parsed = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parsed.path)).name
     if parsed.scheme not in ("http", "https") or not parsed.netloc or not name:
         raise ValueError(f"`url` must be the http or https address of a file, but got {url!r}")
-    return name
+    return folder / name
 
 
 def _pinned(pin: Path) -> str | None:
@@ -95,14 +105,16 @@ def _pinned(pin: Path) -> str | None:
         return None
 
 
-def _check(path: Path, wanted: str | None, url: str, removed: str | None) -> str:
+def _check(path: Path, wanted: str | None, url: str, source: Path | None, removed: str | None) -> str:
     digest = digest_of(path)
     if wanted is not None and digest != wanted:
         if removed is not None:
             path.unlink()
             path.with_name(f"{path.name}.json").unlink(missing_ok=True)
         what = removed or f"delete {path} to fetch it again"
-        raise ValueError(f"sha256 of {url} must be {wanted}, but is {digest}; {what}")
+        by = "" if source is None else f" (as {source} keeps it of an earlier time)"
+        also = "" if source is None else f"; where another file is right by now, delete {source} too"
+        raise ValueError(f"sha256 of {url} must be {wanted}{by}, but is {digest}; {what}{also}")
     return digest
 
 

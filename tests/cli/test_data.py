@@ -187,7 +187,7 @@ def test_camvid_is_fetched_and_leads_to_the_check(run: Cli, monkeypatch: pytest.
     with serving(Site(packed("x/CamVid/train/a.png", "x/CamVid/trainannot/a.png")), "camvid.zip") as site:
         ran = run("data", "download", "camvid", "--out", "got", "--url", site.url)
         assert ran.code == 0, ran.err
-        assert "unpacked: got/camvid/x/CamVid" in ran.out
+        assert "unpacked: got/camvid/x/CamVid (train 1 images)" in ran.out
         assert "next: imachsr data check camvid got/camvid/x/CamVid" in ran.out
         assert "there already: got/camvid/x/CamVid" in run("data", "download", "camvid", "--out", "got", "--url", site.url).out
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from imachsr.data.download import TRIES, fetch
+from imachsr.data.download import TRIES, fetch, pin
 from imachsr.data.public import get_camvid
 from tests.data.server import Site, serving
 
@@ -29,6 +30,8 @@ def test_a_file_is_fetched_once(tmp_path: Path) -> None:
         assert fetch(site.url, tmp_path / "out")[1] == SHA
         assert site.asked == [None]
     assert seen[-1] == (len(BODY), len(BODY))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data.zip"]
+    pin(archive, digest)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["data.zip", "data.zip.sha256"]
     assert (tmp_path / "out/data.zip.sha256").read_text() == f"{SHA}  data.zip\n"
 
@@ -81,16 +84,18 @@ def test_a_part_that_was_whole_already_is_taken(tmp_path: Path) -> None:
 
 def test_another_checksum_is_refused_and_nothing_kept(tmp_path: Path) -> None:
     with serving(Site(BODY), "data.zip") as site:
-        with pytest.raises(ValueError, match=rf"must be {'0' * 64}, but is {SHA}; the part that was fetched is removed"):
+        with pytest.raises(ValueError, match=rf"must be {'0' * 64}, but is {SHA}; what was fetched is removed"):
             fetch(site.url, tmp_path, sha256="0" * 64)
         assert not list(tmp_path.iterdir())
-        fetch(site.url, tmp_path)
+        pin(*fetch(site.url, tmp_path))
         (tmp_path / "data.zip").unlink()
         site.body = BODY + b"!"
-        with pytest.raises(ValueError, match=f"must be {SHA}, but is "):
+        kept = tmp_path / "data.zip.sha256"
+        by, also = rf"must be {SHA} \(as {kept} keeps it of an earlier time\), but is ", f"; where another file is right by now, delete {kept} too"
+        with pytest.raises(ValueError, match=rf"{by}.*; what was fetched is removed{also}"):
             fetch(site.url, tmp_path)
         (tmp_path / "data.zip").write_bytes(b"damaged")
-        with pytest.raises(ValueError, match=rf"must be {SHA}, but is .*; delete .*data.zip to fetch it again"):
+        with pytest.raises(ValueError, match=rf"{by}.*; delete {tmp_path / 'data.zip'} to fetch it again{also}"):
             fetch(site.url, tmp_path)
 
 
@@ -143,9 +148,60 @@ def test_camvid_refuses_what_is_none_and_what_is_in_the_way(tmp_path: Path) -> N
         with pytest.raises(ValueError, match="must not exist, or have been unpacked by this command"):
             get_camvid(tmp_path / "mine", url=site.url)
         assert not site.asked
-        with pytest.raises(ValueError, match=r"other.zip must hold CamVid \(train/ with trainannot/"):
+        with pytest.raises(ValueError, match=r"other.zip must hold CamVid \(train/ with trainannot/.*; what was fetched is removed"):
             get_camvid(tmp_path / "out", url=site.url)
+        assert not list((tmp_path / "out").iterdir())
     with serving(Site(packed("../evil")), "evil.zip") as site, pytest.raises(ValueError, match=r"'../evil' would lie outside"):
         get_camvid(tmp_path / "third", url=site.url)
     assert not (tmp_path / "third/camvid").exists()
     assert not (tmp_path / "third/evil").exists()
+
+
+CAMVID = packed("x/CamVid/train/a.png", "x/CamVid/trainannot/a.png", "x/CamVid/val/b.png", "x/CamVid/valannot/b.png")
+
+
+@pytest.mark.parametrize("wrong", [b"<html>busy</html>", packed("README.md"), CAMVID[:-40], packed("train/a.png", "trainannot/b.png")])
+def test_a_wrong_first_answer_is_not_the_truth(wrong: bytes, tmp_path: Path) -> None:
+    with serving(Site(wrong), "camvid.zip") as site:
+        with pytest.raises(ValueError, match=rf"{tmp_path}/camvid.zip must .*; what was fetched is removed"):
+            get_camvid(tmp_path, url=site.url)
+        assert not list(tmp_path.iterdir())
+        site.body, site.tag = CAMVID, '"two"'
+        got = get_camvid(tmp_path, url=site.url)
+        assert got.counts == {"train": 1, "val": 1}
+        assert (tmp_path / "camvid.zip.sha256").read_text().split()[0] == got.sha256
+
+
+def test_an_archive_that_was_there_is_left_and_named_with_its_pin(tmp_path: Path) -> None:
+    (tmp_path / "camvid.zip").write_bytes(b"<html>busy</html>")
+    with serving(Site(CAMVID), "camvid.zip") as site:
+        with pytest.raises(ValueError, match=rf"must be a zip or tar archive, but is none; delete {tmp_path}/camvid.zip to fetch it again"):
+            get_camvid(tmp_path, url=site.url)
+        pin(tmp_path / "camvid.zip", hashlib.sha256(b"<html>busy</html>").hexdigest())
+        with pytest.raises(ValueError, match=rf"delete {tmp_path}/camvid.zip and {tmp_path}/camvid.zip.sha256 to fetch it again"):
+            get_camvid(tmp_path, url=site.url)
+        for name in ("camvid.zip", "camvid.zip.sha256"):
+            (tmp_path / name).unlink()
+        assert not get_camvid(tmp_path, url=site.url).was_there
+
+
+def test_what_is_unpacked_must_stay_camvid(tmp_path: Path) -> None:
+    with serving(Site(CAMVID), "camvid.zip") as site:
+        get_camvid(tmp_path, url=site.url)
+        (tmp_path / "camvid/x/CamVid/trainannot/a.png").unlink()
+        with pytest.raises(
+            ValueError, match=rf"{tmp_path}/camvid must hold CamVid's train, but: .*a.png has none in .*; delete .*/camvid to unpack it"
+        ):
+            get_camvid(tmp_path, url=site.url)
+        shutil.rmtree(tmp_path / "camvid")
+        assert get_camvid(tmp_path, url=site.url).counts == {"train": 1, "val": 1}
+        assert len(site.asked) == 1
+
+
+def test_a_split_must_have_as_many_images_as_are_known(tmp_path: Path) -> None:
+    with serving(Site(CAMVID), "camvid.zip") as site:
+        with pytest.raises(ValueError, match=r"camvid.zip must hold 367 images of train, but holds 1; what was fetched is removed"):
+            get_camvid(tmp_path, url=site.url, counts={"train": 367})
+        with pytest.raises(ValueError, match=r"camvid.zip must hold CamVid's test, but: "):
+            get_camvid(tmp_path, url=site.url, counts={"train": 1, "test": 1})
+        assert not list(tmp_path.iterdir())
