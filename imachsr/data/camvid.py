@@ -9,7 +9,7 @@ from imachsr.data.camvid_original import CLASSES, COLOURS, LABELED, STILLS, orig
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, pair_folders
-from imachsr.data.samples import OnError, Split, check_split
+from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
 VOID = 11
 
@@ -63,7 +63,8 @@ class CamVid(FromFiles):
         listed = root / f"{split}.txt"
         if not listed.is_file():
             there = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
-            raise ValueError(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, or {STILLS}/ with {LABELED}/, but holds {there}")
+            error = ValueError if (root / f"{split}annot").exists() else NoSplitError
+            raise error(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, or {STILLS}/ with {LABELED}/, but holds {there}")
         return [_listed_pair(root, listed, number, line, self.on_error) for number, line in read_list(listed)]
 
 

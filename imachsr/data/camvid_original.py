@@ -6,7 +6,7 @@ from pathlib import Path
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Colour
 from imachsr.data.pairing import Pair, list_images, pair_up
-from imachsr.data.samples import OnError, Split
+from imachsr.data.samples import NoSplitError, OnError, Split
 
 STILLS, LABELED, SUFFIX = "701_StillsRaw_full", "LabeledApproved_full", "_L"
 
@@ -91,10 +91,10 @@ def original_pairs(root: Path, split: str, on_error: OnError) -> list[Pair]:
         wanted = {_listed(listed, number, line, {**images, **labels}) for number, line in read_list(listed)}
     else:
         if lists := [f"{name}.txt" for name in ("train", "val", "test") if (root / f"{name}.txt").is_file()]:
-            raise ValueError(f"{root} must hold {split}.txt beside {', '.join(lists)}, but does not; without any list the standard split is made")
+            raise NoSplitError(f"{root} must hold {split}.txt beside {', '.join(lists)}, but does not; without any list the standard split is made")
         wanted = {stem for stem in {**images, **labels} if split_of(images.get(stem, root / STILLS / stem)) == split}
     if not wanted:
-        raise ValueError(f"{root / STILLS} must hold frames of {split}, but holds none")
+        raise NoSplitError(f"{root / STILLS} must hold frames of {split}, but holds none")
     return pair_up(
         {stem: path for stem, path in images.items() if stem in wanted},
         {stem: path for stem, path in labels.items() if stem in wanted},

@@ -8,7 +8,7 @@ from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, find_folder, holdings, list_images, pair_up
-from imachsr.data.samples import OnError, Split, check_split
+from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
 IMAGES, LABELS = "leftImg8bit", "gtFine"
 TRAIN_IDS = {
@@ -80,9 +80,10 @@ class Cityscapes(FromFiles):
         check_split(split)
         root = find_folder(Path(self.root).expanduser(), "Cityscapes", (IMAGES, LABELS))
         images, labels = root / IMAGES / split, root / LABELS / split
+        error = ValueError if images.exists() or labels.exists() else NoSplitError
         for folder in (images, labels):
             if not folder.is_dir():
-                raise ValueError(f"folder {folder} must exist, but does not; {folder.parent} holds {holdings(folder.parent)}")
+                raise error(f"folder {folder} must exist, but does not; {folder.parent} holds {holdings(folder.parent)}")
         left = _frames(images, f"_{IMAGES}")
         if not left:
             raise ValueError(f"{images} must hold folders of cities with images *_{IMAGES}.png, but holds none")

@@ -8,7 +8,7 @@ from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, pair_folders
-from imachsr.data.samples import OnError, Split, check_split
+from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class Folder(FromFiles):
                 return pair_folders(images, masks, label_suffix=self.mask_suffix, on_error=self.on_error)
         has_splits = any((root / "images" / name).is_dir() or (root / name).is_dir() for name in ("train", "val", "test"))
         if split == "test" or has_splits or not (root / "images").is_dir():
-            raise ValueError(
-                f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks"
-            )
+            parts = (root / split, root / "images" / split, root / "masks" / split)
+            error = ValueError if any(part.exists() for part in parts) else NoSplitError
+            raise error(f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks")
         pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix, on_error=self.on_error)
         if len(pairs) < 2:
             raise ValueError(f"{root / 'images'} must hold at least 2 images, to train and to validate on, but holds {len(pairs)}")

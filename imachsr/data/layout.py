@@ -7,7 +7,7 @@ from typing import Any
 
 from imachsr.data.images import Source
 from imachsr.data.inspection import Findings
-from imachsr.data.samples import OnError, Split
+from imachsr.data.samples import NoSplitError, OnError, Split
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("training", "Train", "TRAIN"),
@@ -22,7 +22,8 @@ def find_sources(
 ) -> tuple[dict[Split, Source], dict[Split, Findings]]:
     """The files of each split, and of each that is not there what is to be told.
 
-    A data set may do without test; that train or val are missing, or one that is asked for, is a problem.
+    A data set may do without test. It is a problem that train or val are missing, or one that is asked for, or that of test there is something, be it
+    under another name, but not what is to be read.
 
     Args:
         data: A data set that has ``source``.
@@ -40,9 +41,10 @@ def find_sources(
         try:
             sources[split] = lenient.source(split)
         except ValueError as error:
-            missing = f"{error}{_hint(Path(data.root), split)}"
+            hint = _hint(Path(data.root), split)
+            missing = f"{error}{hint}"
             findings[split] = Findings(split=split, missing=missing)
-            if is_asked or split != "test":
+            if is_asked or split != "test" or hint or not isinstance(error, NoSplitError):
                 findings[split].tell("split missing", missing)
     if not sources:
         raise ValueError(next(iter(findings.values())).missing)

@@ -15,6 +15,10 @@ Progress = Callable[[int, int], object]
 """Called with what is done, and the number of all."""
 
 
+class NoSplitError(ValueError):
+    """Of a split there is nothing at all, as of a test split that was never made; where a part of it is there, something is wrong."""
+
+
 def untold(done: int, total: int) -> None:
     """Progress that nobody is told of."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import find_folder, pair_folders
-from imachsr.data.samples import OnError, Split, check_split
+from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 IMAGES, LABELS = "RGB", "GT/LABELS"
@@ -86,7 +86,7 @@ class SynthiaRand(FromFiles):
         """The files of a split; raises as :meth:`load`, but opens none."""
         check_split(split)
         if split == "test" and not self.test_fraction:
-            raise ValueError("`test_fraction` must be above 0 for test, but is 0; set data.test_fraction=0.1")
+            raise NoSplitError("`test_fraction` must be above 0 for test, but is 0; set data.test_fraction=0.1")
         root = find_folder(Path(self.root).expanduser(), "SYNTHIA-RAND-CITYSCAPES", (IMAGES, LABELS), "RAND_CITYSCAPES")
         pairs = pair_folders(root / IMAGES, root / LABELS, on_error=self.on_error)
         val, test = (max(1, round(len(pairs) * part)) if part else 0 for part in (self.val_fraction, self.test_fraction))

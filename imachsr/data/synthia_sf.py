@@ -7,7 +7,7 @@ from typing import Literal
 from imachsr.data.cityscapes import CLASSES as CITYSCAPES
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.pairing import Pair, find_folder, pair_folders
-from imachsr.data.samples import OnError, Split, check_split
+from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 SEQUENCES = tuple(f"SEQ{number}" for number in range(1, 7))
@@ -68,7 +68,7 @@ class SynthiaSF(FromFiles):
         held = {"val": self.val_sequences, "test": self.test_sequences}
         wanted = held.get(split) or [name for name in SEQUENCES if name not in {*self.val_sequences, *self.test_sequences}]
         if split != "train" and not held[split]:
-            raise ValueError(f"`{split}_sequences` must name a sequence for {split}, but is empty; set data.{split}_sequences=[SEQ5]")
+            raise NoSplitError(f"`{split}_sequences` must name a sequence for {split}, but is empty; set data.{split}_sequences=[SEQ5]")
         root = Path(self.root).expanduser()
         if not any((root / name).is_dir() for name in SEQUENCES):
             root = find_folder(root, "SYNTHIA-SF", SEQUENCES[:1], "SYNTHIA-SF")

@@ -198,3 +198,12 @@ def test_what_needs_a_login_is_told(kind: str, run: Cli) -> None:
     assert ran.code == 0
     assert "https://" in ran.out
     assert f"next: imachsr data check {kind} FOLDER" in ran.out
+
+
+def test_a_half_test_split_is_refused_by_check_and_prepare(folder: Path, run: Cli) -> None:
+    write_image(folder / "test/images/a_0.png")
+    ran = run("data", "check", "folder", folder, *FOLDER)
+    assert ran.code == 2
+    assert f"test: wrong: folder {folder / 'test/masks'} must exist, but does not" in ran.out
+    said = one_error(run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "32", "--out", "ahead"))
+    assert f"folder {folder / 'test/masks'} must exist, but does not" in said
