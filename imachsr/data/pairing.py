@@ -1,5 +1,6 @@
 """Which files belong together: folders are listed, and images paired with their labels."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,15 @@ Pair = tuple[Path, Path]
 def list_images(folder: Path, suffix: str = "") -> dict[str, Path]:
     """Images of a folder whose stems end in ``suffix``, by stem, in name order; numbers count as numbers, so that ``img_2`` is before ``img_10``.
 
+    Folders are no images, whatever their names.
+
     Raises:
         ValueError: If two files have one stem.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=_natural):
+    with os.scandir(folder) as entries:  # which knows files from folders without asking the disk about each
+        paths = [folder / entry.name for entry in entries if not entry.is_dir()]
+    for path in sorted(paths, key=_natural):
         if path.suffix.lower() in SUFFIXES and path.stem.endswith(suffix):
             if path.stem in found:
                 raise ValueError(f"each stem must occur once in {folder}, but got {found[path.stem].name} and {path.name}")
