@@ -33,18 +33,23 @@ def check(
 
     The exit code is 0 when all is well, and 2 when something is wrong.
     """
-    from imachsr.data.inspection import inspect_samples, inspect_source, tell_shared
+    from imachsr.data.images import FromFiles
+    from imachsr.data.inspection import inspect_samples, inspect_source, tell_known, tell_shared
     from imachsr.data.layout import find_sources
+    from imachsr.data.unread import tell_unread
 
     data = _spec(name, path, settings or [])
     splits = _splits(split)
     findings: dict[Split, Findings] = {}
-    if hasattr(data, "source"):
+    notes: list[str] = []
+    if isinstance(data, FromFiles):
         sources, findings = find_sources(data, splits, is_asked=bool(split))
         for each, source in sources.items():
             with Bar(f"checking {each}") as bar:
                 findings[each] = inspect_source(each, source, bar.update)
+            tell_known(data, each, findings[each])
         tell_shared(sources, findings)
+        notes = tell_unread(data, findings)
     else:
         for each in splits:
             with Bar(f"loading {each}") as bar:
@@ -52,9 +57,10 @@ def check(
     found = [findings[each] for each in splits]
     wrong = sum(sum(each.problems.values()) for each in found)
     if as_json:
-        print_json({"kind": name, "root": path, "ok": not wrong, "splits": {each.split: _plain(each, data.class_names) for each in found}})
+        told = {each.split: _plain(each, data.class_names) for each in found}
+        print_json({"kind": name, "root": path, "ok": not wrong, "notes": notes, "splits": told})
     else:
-        _show(found, data.class_names, wrong)
+        _show(found, data.class_names, wrong, notes)
     if wrong:
         raise typer.Exit(2)
 
@@ -185,11 +191,12 @@ def _plain(found: "Findings", names: tuple[str, ...]) -> dict[str, Any]:
         "ignored_percent": 100 * int(found.pixels[-1]) / max(1, total),
         "unknown_values": dict(found.unknown),
         "traits": dict(found.traits),
+        "notes": found.notes,
         "problems": {kind: {"count": count, "first": found.named[kind]} for kind, count in found.problems.items()},
     }
 
 
-def _show(findings: "list[Findings]", names: tuple[str, ...], wrong: int) -> None:
+def _show(findings: "list[Findings]", names: tuple[str, ...], wrong: int, notes: list[str]) -> None:
     """The same for people."""
     from rich.table import Column, Table
 
@@ -211,6 +218,8 @@ def _show(findings: "list[Findings]", names: tuple[str, ...], wrong: int) -> Non
             continue
         for trait, count in found.traits.items():
             plain.print(f"{found.split}: {count} x {trait}", soft_wrap=True)
+        for words in found.notes:
+            plain.print(f"{found.split}: note: {words}", soft_wrap=True)
         if found.unknown:
             most = ", ".join(f"{value} ({count} pixels)" for value, count in found.unknown.most_common(10))
             plain.print(f"{found.split}: label values that are no class: {most}" + (", ..." if len(found.unknown) > 10 else ""), soft_wrap=True)
@@ -220,4 +229,6 @@ def _show(findings: "list[Findings]", names: tuple[str, ...], wrong: int) -> Non
                 plain.print(f"  {words}", soft_wrap=True)
             if count > len(found.named[kind]):
                 plain.print(f"  and {count - len(found.named[kind])} more", soft_wrap=True)
+    for words in notes:
+        plain.print(f"note: {words}", soft_wrap=True)
     plain.print("all is well" if not wrong else f"{wrong} problems", style="green" if not wrong else "red")

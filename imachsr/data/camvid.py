@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.camvid_original import CLASSES, COLOURS, LABELED, STILLS, original_pairs, read_list
+from imachsr.data.camvid_original import CLASSES, COLOURS, COUNTS, LABELED, STILLS, original_pairs, read_list
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
+from imachsr.data.official import Official
 from imachsr.data.pairing import Pair, pair_folders
 from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
@@ -52,10 +53,34 @@ class CamVid(FromFiles):
         root = Path(self.root).expanduser()
         if not root.is_dir():
             raise ValueError(f"`data.root` must be CamVid's folder, but {root} is no folder; pass --data PATH/TO/camvid")
-        if not (root / split).is_dir() and (root / STILLS).is_dir():
+        if _is_original(root, split):
             coding = Coding(num_classes=self.num_classes, colours=COLOURS)
             return Source(pairs=original_pairs(root, split, self.on_error), coding=coding)
         return Source(pairs=self._pairs(root, split), coding=Coding(num_classes=self.num_classes, replace=((VOID, IGNORE_INDEX),)))
+
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        root = Path(self.root).expanduser()
+        if _is_original(root, split):
+            has_lists = any((root / f"{name}.txt").is_file() for name in get_args(Split))
+            return () if has_lists else (root / STILLS, root / LABELED)
+        return root / split, root / f"{split}annot"
+
+    def repeated(self, split: Split) -> list[str]:
+        root = Path(self.root).expanduser()
+        listed = root / f"{split}.txt"
+        if (root / split).is_dir() or not listed.is_file():
+            return []
+        is_original, lines, words = _is_original(root, split), dict[str, int](), []
+        for number, line in read_list(listed):
+            parts = line.split()
+            for name in [Path(parts[0]).stem] if is_original else [str(_find(root, part) or part) for part in parts]:
+                if (first := lines.setdefault(name, number)) != number:
+                    words.append(f"{listed}:{number} must name what no other line names, but {name} is in line {first} too")
+        return words
+
+    def official(self, split: Split) -> Official:
+        """The usual split, in SegNet's size or the authors'."""
+        return Official(num_images=COUNTS[split], size=(720, 960) if _is_original(Path(self.root).expanduser(), split) else (360, 480))
 
     def _pairs(self, root: Path, split: str) -> list[Pair]:
         if (root / split).is_dir():
@@ -66,6 +91,10 @@ class CamVid(FromFiles):
             error = ValueError if (root / f"{split}annot").exists() else NoSplitError
             raise error(f"{root} must hold {split}/ with {split}annot/, or {split}.txt, or {STILLS}/ with {LABELED}/, but holds {there}")
         return [_listed_pair(root, listed, number, line, self.on_error) for number, line in read_list(listed)]
+
+
+def _is_original(root: Path, split: str) -> bool:
+    return not (root / split).is_dir() and (root / STILLS).is_dir()
 
 
 def _listed_pair(root: Path, listed: Path, number: int, line: str, on_error: OnError) -> Pair:

@@ -7,6 +7,7 @@ from typing import Literal
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
+from imachsr.data.official import Official
 from imachsr.data.pairing import Pair, find_folder, holdings, list_images, pair_up
 from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
@@ -35,6 +36,9 @@ TRAIN_IDS = {
 """The id of each class, in the order of the train ids 0..18. Source: ``helpers/labels.py`` of cityscapesScripts."""
 
 CLASSES = tuple(TRAIN_IDS)
+BESIDE = tuple(f"_{LABELS}_{name}" for name in ("color", "instanceIds", "instanceTrainIds", "labelIds", "labelTrainIds", "polygons"))
+"""What the archive and createTrainIdLabelImgs put beside the files that are read."""
+COUNTS: dict[Split, int] = {"train": 2975, "val": 500, "test": 1525}
 # -1 (licence plate) is 255 in a file of eight bits.
 _IGNORED = (-1, *sorted(set(range(34)) - set(TRAIN_IDS.values())), IGNORE_INDEX)
 LABEL_IDS = Coding(
@@ -102,6 +106,17 @@ class Cityscapes(FromFiles):
             on_error=self.on_error,
         )
         return Source(pairs=pairs, coding=coding, names=tuple(image.stem.removesuffix(f"_{IMAGES}") for image, _ in pairs))
+
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        root = Path(self.root).expanduser()
+        return root / IMAGES / split, root / LABELS / split
+
+    def is_beside(self, path: Path) -> bool:
+        return path.stem.endswith(BESIDE)
+
+    def official(self, split: Split) -> Official:
+        """The numbers of the data set with fine annotations."""
+        return Official(num_images=COUNTS[split], size=(1024, 2048))
 
 
 def _cities(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
@@ -55,14 +55,21 @@ class Folder(FromFiles):
         replace = tuple((value, IGNORE_INDEX) for value in self.ignore)
         return Source(pairs=self._pairs(Path(self.root).expanduser(), split), coding=Coding(num_classes=self.num_classes, replace=replace))
 
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        root = Path(self.root).expanduser()
+        flat = ((root / "images", root / "masks"),) if split != "test" and _is_flat(root) else ()
+        return next((both for both in (*_layouts(root, split), *flat) if both[0].is_dir()), ())
+
+    def is_beside(self, path: Path) -> bool:
+        return "masks" in (path.parent.name, path.parent.parent.name) and not path.stem.endswith(self.mask_suffix)
+
     def _pairs(self, root: Path, split: str) -> list[Pair]:
         if not root.is_dir():
             raise ValueError(f"`data.root` must be the data set's folder, but {root} is no folder")
-        for images, masks in ((root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)):
+        for images, masks in _layouts(root, split):
             if images.is_dir():
                 return pair_folders(images, masks, label_suffix=self.mask_suffix, on_error=self.on_error)
-        has_splits = any((root / "images" / name).is_dir() or (root / name).is_dir() for name in ("train", "val", "test"))
-        if split == "test" or has_splits or not (root / "images").is_dir():
+        if split == "test" or not _is_flat(root):
             parts = (root / split, root / "images" / split, root / "masks" / split)
             error = ValueError if any(part.exists() for part in parts) else NoSplitError
             raise error(f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks")
@@ -71,3 +78,13 @@ class Folder(FromFiles):
             raise ValueError(f"{root / 'images'} must hold at least 2 images, to train and to validate on, but holds {len(pairs)}")
         cut = len(pairs) - max(1, len(pairs) // 5)
         return pairs[:cut] if split == "train" else pairs[cut:]
+
+
+def _layouts(root: Path, split: str) -> tuple[Pair, ...]:
+    """Where images and masks of a split may lie."""
+    return (root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)
+
+
+def _is_flat(root: Path) -> bool:
+    has_splits = any((root / "images" / name).is_dir() or (root / name).is_dir() for name in get_args(Split))
+    return (root / "images").is_dir() and not has_splits

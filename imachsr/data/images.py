@@ -14,6 +14,7 @@ from PIL import Image
 
 from imachsr.data.cache import Entry, cache_folder
 from imachsr.data.coding import Coding
+from imachsr.data.official import Official
 from imachsr.data.pairing import Pair
 from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, untold
 
@@ -48,11 +49,13 @@ class FromFiles(ABC):
     """What data sets that are read from files share; each is a frozen dataclass with these fields, and says which files a split has.
 
     Attributes:
+        root: The data set's folder.
         size: (height, width) in pixels, each >= 32.
         cache: Folder of decoded arrays; the user's cache folder without it.
         on_error: raise, or skip: leave out samples whose files are missing or broken, with a warning, up to a tenth of a split.
     """
 
+    root: str
     size: tuple[int, int]
     cache: str | None
     on_error: OnError
@@ -64,6 +67,22 @@ class FromFiles(ABC):
     @abstractmethod
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""
+
+    @abstractmethod
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        """Where every image is one of a sample of this split, or of another; none where lists say which are. They may be missing."""
+
+    def is_beside(self, path: Path) -> bool:
+        """Whether a file that is not read is one that the data set's makers put beside those that are."""
+        return False
+
+    def repeated(self, split: Split) -> list[str]:
+        """What a list names more than once, in words."""
+        return []
+
+    def official(self, split: Split) -> Official | None:
+        """The split as its authors publish it, in the layout that is there; None where nothing is known of it."""
+        return None
 
     def load(self, split: Split, *, progress: Progress = untold) -> Samples:
         """Decode (once) and map a split.

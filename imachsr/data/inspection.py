@@ -1,18 +1,20 @@
 """What is in a data set and what is wrong with it, file by file."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
-from imachsr.data.images import MOST_THREADS, Source, check_depth, check_sizes, open_image
+from imachsr.data.images import MOST_THREADS, FromFiles, Source, check_depth, check_sizes, open_image
 from imachsr.data.pairing import Pair
 from imachsr.data.samples import Progress, Samples, Split, untold
 
@@ -53,6 +55,7 @@ class Findings:
         traits: Files with what is unusual but right.
         problems: Files by kind of problem.
         named: The first of them, in words.
+        notes: What is to be known and is no fault, in words.
         missing: Why there is no such split; None where there is one.
     """
 
@@ -65,6 +68,7 @@ class Findings:
     traits: Counter[str] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     named: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     missing: str | None = None
 
     def add(self, look: Look) -> None:
@@ -111,14 +115,43 @@ def inspect_samples(split: str, samples: Samples) -> Findings:
     return found
 
 
+def tell_known(data: FromFiles, split: Split, found: Findings) -> None:
+    """Tell what its lists name twice, and note what differs from what is published."""
+    for words in data.repeated(split):
+        found.tell("listed twice", words)
+    if (official := data.official(split)) is not None:
+        found.notes += official.compare(found.num_pairs, found.sizes)
+
+
 def tell_shared(sources: Mapping[Split, Source], findings: Mapping[Split, Findings]) -> None:
-    """Count images that are in two splits: what is trained on must not be scored on."""
+    """Count images that are in two splits, be it under other names: what is trained on must not be scored on."""
     seen: dict[str, str] = {}
+    by_size: dict[int, list[tuple[Split, Path]]] = {}
     for split, source in sources.items():
         for image, _ in source.pairs:
-            earlier = seen.setdefault(str(image.resolve()), split)
+            place = str(image.resolve())
+            is_new = place not in seen
+            earlier = seen.setdefault(place, split)
             if earlier != split:
                 findings[split].tell("in two splits", f"{image} is in {earlier} and in {split}")
+            if is_new and image.is_file():
+                by_size.setdefault(image.stat().st_size, []).append((split, image))
+    for some in by_size.values():
+        if len({split for split, _ in some}) > 1:  # of other files no byte is read
+            _tell_copies(some, findings)
+
+
+def _tell_copies(images: Sequence[tuple[Split, Path]], findings: Mapping[Split, Findings]) -> None:
+    """Count files of one size whose bytes are those of a file of an earlier split."""
+    first: dict[bytes, tuple[Split, Path]] = {}
+    for split, image in images:
+        try:
+            digest = hashlib.sha256(image.read_bytes()).digest()
+        except OSError:  # told as broken already
+            continue
+        earlier, other = first.setdefault(digest, (split, image))
+        if earlier != split:
+            findings[split].tell("in two splits", f"{image} of {split} has the same content as {other} of {earlier}")
 
 
 def look_at(pair: Pair, coding: Coding) -> Look:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from imachsr.data.images import FromFiles, Source
+from imachsr.data.official import Official
 from imachsr.data.pairing import find_folder, pair_folders
 from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 IMAGES, LABELS = "RGB", "GT/LABELS"
+NUM_IMAGES = 9400
 IDS = {
     "sky": 1,
     "building": 2,
@@ -87,11 +89,27 @@ class SynthiaRand(FromFiles):
         check_split(split)
         if split == "test" and not self.test_fraction:
             raise NoSplitError("`test_fraction` must be above 0 for test, but is 0; set data.test_fraction=0.1")
-        root = find_folder(Path(self.root).expanduser(), "SYNTHIA-RAND-CITYSCAPES", (IMAGES, LABELS), "RAND_CITYSCAPES")
+        root = self._root()
         pairs = pair_folders(root / IMAGES, root / LABELS, on_error=self.on_error)
-        val, test = (max(1, round(len(pairs) * part)) if part else 0 for part in (self.val_fraction, self.test_fraction))
-        train = len(pairs) - val - test
-        if train < 1:
+        if self._place_of("train", len(pairs))[1] < 1:
             raise ValueError(f"{root / IMAGES} must hold enough images for its splits, but holds {len(pairs)}")
-        begin, end = {"train": (0, train), "val": (train, train + val), "test": (train + val, len(pairs))}[split]
+        begin, end = self._place_of(split, len(pairs))
         return Source(pairs=pairs[begin:end], coding=coding_of(IDS, self.classes))
+
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        root = self._root()
+        return root / IMAGES, root / LABELS
+
+    def _root(self) -> Path:
+        return find_folder(Path(self.root).expanduser(), "SYNTHIA-RAND-CITYSCAPES", (IMAGES, LABELS), "RAND_CITYSCAPES")
+
+    def official(self, split: Split) -> Official:
+        """This split of all scenes."""
+        begin, end = self._place_of(split, NUM_IMAGES)
+        return Official(num_images=end - begin, size=(760, 1280))
+
+    def _place_of(self, split: Split, count: int) -> tuple[int, int]:
+        """Where a split begins and ends among so many images."""
+        val, test = (max(1, round(count * part)) if part else 0 for part in (self.val_fraction, self.test_fraction))
+        train = count - val - test
+        return {"train": (0, train), "val": (train, train + val), "test": (train + val, count)}[split]

@@ -6,12 +6,14 @@ from typing import Literal
 
 from imachsr.data.cityscapes import CLASSES as CITYSCAPES
 from imachsr.data.images import FromFiles, Source
-from imachsr.data.pairing import Pair, find_folder, pair_folders
+from imachsr.data.official import Official
+from imachsr.data.pairing import SUFFIXES, Pair, find_folder, pair_folders
 from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 from imachsr.data.synthia import Classes, check_classes, coding_of, names_of
 
 SEQUENCES = tuple(f"SEQ{number}" for number in range(1, 7))
 IMAGES, LABELS = "RGBLeft", "GTLeft"
+NUM_IMAGES = 2224
 IDS = {name: number for number, name in enumerate((*CITYSCAPES, "road lines", "other", "road works"), 1)}
 """The id of each class; 0 is void."""
 
@@ -65,13 +67,10 @@ class SynthiaSF(FromFiles):
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens none."""
         check_split(split)
-        held = {"val": self.val_sequences, "test": self.test_sequences}
-        wanted = held.get(split) or [name for name in SEQUENCES if name not in {*self.val_sequences, *self.test_sequences}]
-        if split != "train" and not held[split]:
+        wanted = self._sequences(split)
+        if not wanted:
             raise NoSplitError(f"`{split}_sequences` must name a sequence for {split}, but is empty; set data.{split}_sequences=[SEQ5]")
-        root = Path(self.root).expanduser()
-        if not any((root / name).is_dir() for name in SEQUENCES):
-            root = find_folder(root, "SYNTHIA-SF", SEQUENCES[:1], "SYNTHIA-SF")
+        root = self._place()
         there = [name for name in SEQUENCES if (root / name).is_dir()]
         found: dict[str, list[Pair]] = {}
         for name in wanted:
@@ -83,3 +82,26 @@ class SynthiaSF(FromFiles):
             raise ValueError(f"{root} must hold a sequence to train on, besides those of val and test, but holds {', '.join(there)}")
         names = tuple(f"{name}_{image.stem}" for name, pairs in found.items() for image, _ in pairs)
         return Source(pairs=[pair for pairs in found.values() for pair in pairs], coding=coding_of(IDS, self.classes), names=names)
+
+    def folders(self, split: Split) -> tuple[Path, ...]:
+        return tuple(self._place() / name / part for name in self._sequences(split) for part in (IMAGES, LABELS))
+
+    def _sequences(self, split: Split) -> tuple[str, ...]:
+        rest = tuple(name for name in SEQUENCES if name not in {*self.val_sequences, *self.test_sequences})
+        return {"train": rest, "val": self.val_sequences, "test": self.test_sequences}[split]
+
+    def official(self, split: Split) -> Official:
+        """The size; with train, which sequences and how many images of all are not there."""
+        root, notes = self._place(), []
+        if split == "train" and (absent := [name for name in SEQUENCES if not (root / name).is_dir()]):
+            notes.append(f"{', '.join(absent)} of the official {SEQUENCES[0]} to {SEQUENCES[-1]} are not there, and not trained on")
+        held = sum(path.suffix.lower() in SUFFIXES for name in SEQUENCES for path in (root / name / IMAGES).glob("*"))
+        if split == "train" and held != NUM_IMAGES:
+            notes.append(f"all sequences hold {held} images, official are {NUM_IMAGES}")
+        return Official(size=(1080, 1920), notes=tuple(notes))
+
+    def _place(self) -> Path:
+        root = Path(self.root).expanduser()
+        if any((root / name).is_dir() for name in SEQUENCES):
+            return root
+        return find_folder(root, "SYNTHIA-SF", SEQUENCES[:1], "SYNTHIA-SF")

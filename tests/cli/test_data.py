@@ -19,9 +19,9 @@ FOLDER = ["class_names=[road,car,sky]"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sound data set with 6 samples in train and 2 in val."""
-    for split, count in (("train", 6), ("val", 2)):
+    for split, count, first in (("train", 6, 0), ("val", 2, 6)):  # no image is in both
         for index in range(count):
-            write_image(tmp_path / "set" / split / "images" / f"a_{index}.png", index)
+            write_image(tmp_path / "set" / split / "images" / f"a_{index}.png", first + index)
             write_mask(tmp_path / "set" / split / "masks" / f"a_{index}.png", mask(3, index))
     return tmp_path / "set"
 
@@ -207,3 +207,30 @@ def test_a_half_test_split_is_refused_by_check_and_prepare(folder: Path, run: Cl
     assert f"test: wrong: folder {folder / 'test/masks'} must exist, but does not" in ran.out
     said = one_error(run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "32", "--out", "ahead"))
     assert f"folder {folder / 'test/masks'} must exist, but does not" in said
+
+
+def test_what_is_no_fault_is_noted_and_all_is_well(run: Cli, tmp_path: Path) -> None:
+    for index, split in enumerate(("train", "val")):
+        write_image(tmp_path / f"set/leftImg8bit/{split}/ulm/ulm_0_leftImg8bit.png", index)
+        write_mask(tmp_path / f"set/gtFine/{split}/ulm/ulm_0_gtFine_labelIds.png", mask(3))
+    write_image(tmp_path / "set/leftImg8bit/train_extra/bonn/bonn_0_leftImg8bit.png", 9)
+    ran = run("data", "check", "cityscapes", tmp_path / "set")
+    assert ran.code == 0
+    assert "train: note: 1 of the official 2975 images; 40 x 50, official is 1024 x 2048" in ran.out
+    assert f"note: 1 images beside those of the splits are not read: {tmp_path}/set/leftImg8bit/train_extra (1)" in ran.out
+    assert "all is well" in ran.out
+    found = json.loads(run("data", "check", "cityscapes", tmp_path / "set", "--json").out)
+    assert found["ok"]
+    assert found["splits"]["val"]["notes"] == ["1 of the official 500 images; 40 x 50, official is 1024 x 2048"]
+    assert "train_extra" in found["notes"][0]
+
+
+def test_what_is_not_read_where_images_should_be_is_a_problem(folder: Path, run: Cli) -> None:
+    write_image(folder / "train/images/more/b.png", 20)
+    (folder / "val/images/a_7.png").write_bytes((folder / "train/images/a_3.png").read_bytes())
+    write_mask(folder / "val/masks/a_7.png", mask(3))
+    code, found = checked(run, folder)
+    assert code == 2
+    assert set(found["splits"]["train"]["problems"]) == {"not read"}
+    (words,) = found["splits"]["val"]["problems"]["in two splits"]["first"]
+    assert words == f"{folder}/val/images/a_7.png of val has the same content as {folder}/train/images/a_3.png of train"
