@@ -67,7 +67,7 @@ def unpack(archive: Path, folder: Path, *, check: Callable[[Path], object] | Non
 def _unpack_zip(archive: Path, work: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
-        if (told := _told_members(archive)) not in (len(members), _MANY):
+        if (told := _told_members(archive)) not in (len(members) & _MANY, _MANY):
             raise BadArchiveError(f"{archive} must be a whole archive, but lists {len(members)} of its {told} members")
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
@@ -81,7 +81,7 @@ def _unpack_zip(archive: Path, work: Path) -> None:
 
 
 def _told_members(archive: Path) -> int:
-    """The number of members that a zip file says it has (65535: that many or more); zipfile does not compare it with its list."""
+    """The number of members that a zip file says it has (65535: that many or more; some writers keep its last 16 bits), which zipfile ignores."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - _MOST_BEHIND))
         end = file.read()

@@ -170,3 +170,15 @@ def test_what_a_caller_does_not_find_inside_leaves_nothing(box: Path, tmp_path: 
     with pytest.raises(BadArchiveError, match="must hold b.txt"):
         unpack(as_zip(tmp_path / "a.zip", {"a.txt": "A"}), box / "data", check=check)
     assert not list(box.iterdir())
+
+
+def test_a_zip_file_must_list_as_many_members_as_it_says(box: Path, tmp_path: Path) -> None:
+    body = bytearray(as_zip(tmp_path / "a.zip", {"a.txt": "A", "b.txt": "B"}).read_bytes())
+    count = body.rindex(b"PK\5\6") + 10
+    body[count] = 3
+    (tmp_path / "a.zip").write_bytes(body)
+    refused(tmp_path / "a.zip", box, "a.zip must be a whole archive, but lists 2 of its 3 members")
+    body[count : count + 2] = b"\xff\xff"  # more than the record can count
+    (tmp_path / "a.zip").write_bytes(body)
+    unpack(tmp_path / "a.zip", box / "data")
+    assert sorted(path.name for path in (box / "data").iterdir()) == ["a.txt", "b.txt"]
