@@ -44,7 +44,7 @@ def check(study: StudyPlan) -> None:
 
 def _check_runs(study: StudyPlan, index: int, cell: Cell, runs: dict[str, Run]) -> None:
     own: dict[str, str] = {}
-    control: Run | None = None
+    first: dict[str, Any] = {}
     for arm in study.arms_of(cell):
         run = _run_of(study, index, cell, arm)
         with _blaming(f"cells.{index}: with the arm {arm}"):
@@ -52,9 +52,10 @@ def _check_runs(study: StudyPlan, index: int, cell: Cell, runs: dict[str, Run]) 
             for name, further in study.also_on.items():
                 with _blaming(f"also_on.{name}"):
                     _check_further(run, further)
-        control = control or run
+        settings = run_to_dict(run)
+        first = first or settings
         for key in _SAME:
-            if (here := _setting(run, key)) != (there := _setting(control, key)):
+            if (here := _setting(settings, key)) != (there := _setting(first, key)):
                 raise ConfigError(
                     f"cells.{index}.arms: arms must see the same data as often, but `{key}` of {study.control} is {word(there)}, "
                     f"and of {arm} {word(here)}; `equal: time` is for arms that take longer"
@@ -78,8 +79,8 @@ def _run_of(study: StudyPlan, index: int, cell: Cell, arm: str) -> Run:
         raise ConfigError(f"cells.{index}: with the arm {arm}: {error}") from None
 
 
-def _setting(run: Run, key: str) -> Any:
-    at: Any = run_to_dict(run)
+def _setting(settings: Mapping[str, Any], key: str) -> Any:
+    at: Any = settings
     for part in key.split("."):
         at = at[part]
     return at
