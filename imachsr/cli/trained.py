@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
 from imachsr.cli.common import Json
 from imachsr.console import Bar, people, plain, print_json
+
+if TYPE_CHECKING:
+    from imachsr.train.metrics import Reliability
 
 DataOverrides = Annotated[
     list[str] | None, typer.Argument(help="Settings over those of the training as key=value, such as data.domain=shifted.", show_default=False)
@@ -29,6 +32,15 @@ def _corruptions(row: dict[str, float], severities: Sequence[int]) -> Table:
     return table
 
 
+def _reliability(counts: "Reliability") -> Table:
+    """The table behind a reliability diagram."""
+    columns = [Column(name, justify="right") for name in ("mean confidence", "right", "pixels")]
+    table = Table(*columns, title="how sure, and how often right, percent", title_justify="left")
+    for row in counts.bins():
+        table.add_row(f"{row['confidence']:.2f}", f"{row['right']:.2f}", f"{row['pixels']}")
+    return table
+
+
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="Folder of a training, with checkpoints/.")],
     overrides: DataOverrides = None,
@@ -37,6 +49,7 @@ def evaluate(
     no_ema: Ema = False,
     corruptions: Annotated[str | None, typer.Option(help="Score on spoilt images: all, or names such as fog,night,jpeg.", show_default=False)] = None,
     severity: Annotated[list[int] | None, typer.Option(help="With --corruptions: 1 to 5; may be repeated.", show_default="1, 2, 3, 4 and 5")] = None,
+    reliability: Annotated[bool, typer.Option("--reliability", help="Also tell, by confidence, how often the model is right.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score a trained model; overrides such as data.domain=shifted change the data.
@@ -50,7 +63,10 @@ def evaluate(
     from imachsr.train import checkpoint
     from imachsr.train.evaluate import Corrupted
     from imachsr.train.evaluate import evaluate as score
+    from imachsr.train.metrics import Reliability
 
+    if reliability and corruptions is not None:
+        raise ConfigError("--reliability must go without --corruptions, whose scores are means over many passes")
     if severity and corruptions is None:
         raise ConfigError("--severity must go with --corruptions, such as --corruptions all")
     corrupted = None
@@ -58,11 +74,14 @@ def evaluate(
         chosen = None if corruptions == "all" else tuple(name.strip() for name in corruptions.split(","))
         corrupted = Corrupted(names=chosen, severities=tuple(severity or SEVERITIES))
     of_split, of_which = one_of("--split", split, Split), one_of("`which`", which, checkpoint.Which)
-    given: dict[str, Any] = {"split": of_split, "overrides": overrides or [], "which": of_which, "use_ema": not no_ema}
+    counts = Reliability()
+    given: dict[str, Any] = {"reliability": counts, "split": of_split, "overrides": overrides or [], "which": of_which, "use_ema": not no_ema}
     with Bar(f"decoding {split}" if corrupted is None else "spoilt images") as bar:
         row = score(folder, **given, corrupted=corrupted, progress=bar.update)
     if as_json:
-        return print_json(row)
+        return print_json(row | ({f"{split}/reliability": counts.bins()} if reliability else {}))
+    if reliability:
+        plain.print(_reliability(counts))
     if corrupted is not None:
         plain.print(_corruptions(row, corrupted.severities))
     table = Table("metric", "value")

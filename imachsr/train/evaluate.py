@@ -44,6 +44,7 @@ def score(
     placement: Placement,
     prefix: str,
     gallery: Gallery | None = None,
+    reliability: Reliability | None = None,
     spoil: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
 ) -> dict[str, float]:
     """How good a model is over all samples, shared out over the ranks.
@@ -61,11 +62,12 @@ def score(
         placement: Where to compute.
         prefix: Of the keys: ``val`` gives ``val/miou``, ``val/iou/road``, ...; a class that does not occur has no key.
         gallery: Keeps what is predicted.
+        reliability: Without counts, and takes those of all ranks.
         spoil: Changes images, uint8 ``[B, 3, H, W]`` with their numbers, before they are normalised.
     """
     was_training = model.training
     model.eval()
-    matrix, reliability = ConfusionMatrix(len(class_names)), Reliability()
+    matrix, reliability = ConfusionMatrix(len(class_names)), reliability or Reliability()
     boundary, likelihood = BoundaryIoU(len(class_names)), NegativeLogLikelihood()
     rank, world = rank_and_world()
     mine = range(rank, len(samples), world)
@@ -223,6 +225,7 @@ def evaluate(
     which: checkpoint.Which = "latest",
     use_ema: bool = True,
     corrupted: Corrupted | None = None,
+    reliability: Reliability | None = None,
     progress: Progress = untold,
 ) -> dict[str, float]:
     """Score a checkpoint of a training.
@@ -237,6 +240,7 @@ def evaluate(
         which: The latest checkpoint, or the best-scored one.
         use_ema: As in :func:`trained_model`.
         corrupted: Score on spoilt images instead.
+        reliability: As in :func:`score`; it stays empty with ``corrupted``.
         progress: Called with the samples that are decoded, or the passes over them that are done, and the number of all.
 
     Raises:
@@ -260,7 +264,7 @@ def evaluate(
     if corrupted is None:
         # Of fewer classes than the loss may have weights for, plain cross-entropy.
         loss = output_loss(run) if len(names) == state["num_classes"] else CrossEntropy()
-        return score(model, samples, names, loss=loss, placement=placement, prefix=split)
+        return score(model, samples, names, loss=loss, placement=placement, prefix=split, reliability=reliability)
     return score_corrupted(model, samples, names, corrupted, placement=placement, progress=progress)
 
 

@@ -90,6 +90,14 @@ class Reliability:
         count, confidence, right = self.sums
         return float(100 * (right - confidence).abs().sum() / count.sum())
 
+    def bins(self) -> list[dict[str, float]]:
+        """What a reliability diagram shows, a row for each bin that holds pixels: their number, mean confidence and share that is right, percent."""
+        return [
+            {"pixels": int(pixels), "confidence": 100 * confidence / pixels, "right": 100 * right / pixels}
+            for pixels, confidence, right in zip(*self.sums.tolist(), strict=True)
+            if pixels
+        ]
+
 
 class BoundaryIoU:
     """IoU of the pixels near contours (Cheng et al., arXiv 2103.16562), a class at a time over all images: what a shift by a few pixels costs.

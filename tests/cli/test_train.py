@@ -99,6 +99,20 @@ def test_evaluate_scores_the_data_that_is_asked_for(trained: tuple[Path, Ran], r
     assert f"{same['val/loss']:.4f}" in text
 
 
+def test_evaluate_tells_how_often_it_is_right_by_how_sure_it_is(trained: tuple[Path, Ran], run: Cli) -> None:
+    folder, _ = trained
+    row = json.loads(run("evaluate", folder, "--reliability", "--json").out)
+    bins = row["val/reliability"]
+    pixels = sum(each["pixels"] for each in bins)
+    assert sum(each["pixels"] * each["right"] for each in bins) / pixels == pytest.approx(row["val/accuracy"])
+    assert sum(each["pixels"] * abs(each["right"] - each["confidence"]) for each in bins) / pixels == pytest.approx(row["val/ece"])
+    shown = run("evaluate", folder, "--reliability").out
+    assert all(f"{each['confidence']:.2f}" in shown and str(each["pixels"]) in shown for each in bins)
+    both = run("evaluate", folder, "--reliability", "--corruptions", "fog")
+    assert both.code == 2
+    assert "must go without --corruptions" in both.err
+
+
 def test_export_model_writes_what_it_says(trained: tuple[Path, Ran], run: Cli, tmp_path: Path) -> None:
     folder, _ = trained
     ran = run("export-model", folder)

@@ -120,6 +120,8 @@ def test_a_model_that_is_sure_and_right_is_calibrated_and_one_that_is_sure_and_w
     assert right.ece() == pytest.approx(0)
     assert wrong.ece() == pytest.approx(100)
     assert Reliability().ece() != Reliability().ece()  # NaN
+    assert wrong.bins() == [{"pixels": 24, "confidence": pytest.approx(100), "right": 0}]
+    assert Reliability().bins() == []
 
 
 def slow_boundary_iou(predicted: torch.Tensor, labels: torch.Tensor, classes: int, width: int) -> list[float]:
