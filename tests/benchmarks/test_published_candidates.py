@@ -11,6 +11,7 @@ SEARCHES = {
     "20 epochs, three seeds": ("camvid_candidates",),
     "45 epochs, two seeds": ("camvid_candidates_long",),
     "Another network": ("camvid_candidates_segformer",),
+    "SegFormer at the rate of its own search": ("camvid_pull",),
 }
 
 
