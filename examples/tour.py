@@ -23,7 +23,7 @@ print(f"{len(train)} street scenes of {tuple(train.images.shape[-2:])} pixels, {
 # %%
 images, labels = train.images.float() / 255, train.labels.long()
 model = smp.Unet("resnet18", encoder_weights=None, classes=scenes.num_classes)
-net = imachsr.IMacHSR(model, example=images[:2], num_classes=scenes.num_classes, total_steps=12)  # 3 epochs of 4 batches
+net = imachsr.IMacHSR(model, example=images[:2], num_classes=scenes.num_classes)
 for tap in net.taps:
     print(f"{tap.layer.address}: {tap.reason}")
 

@@ -19,10 +19,10 @@ from imachsr.data.scenes import Scenes
 class Segmenter(lightning.LightningModule):
     """A module as people write it; the marked lines are all that is new."""
 
-    def __init__(self, num_classes: int, example: Tensor, total_steps: int) -> None:
+    def __init__(self, num_classes: int, example: Tensor) -> None:
         super().__init__()
         model = smp.Unet("resnet18", encoder_weights=None, classes=num_classes)
-        self.net = imachsr.IMacHSR(model, example=example, num_classes=num_classes, total_steps=total_steps)  # 1
+        self.net = imachsr.IMacHSR(model, example=example, num_classes=num_classes)  # 1
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -42,7 +42,7 @@ def main(epochs: int = 2) -> tuple[Segmenter, lightning.Trainer]:
     samples = scenes.load("train")
     images, labels = samples.images.float() / 255, samples.labels.long()
     loader = DataLoader(TensorDataset(images, labels), batch_size=4, shuffle=True)
-    module = Segmenter(scenes.num_classes, images[:2], total_steps=max(1, epochs * len(loader)))
+    module = Segmenter(scenes.num_classes, images[:2])
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=1
     )

@@ -46,7 +46,7 @@ def main(steps: int = 4) -> tuple[SegformerForSemanticSegmentation, list[dict[st
     config = SegformerConfig(num_labels=scenes.num_classes, hidden_sizes=[16, 32, 64, 96], depths=[1, 1, 1, 1], decoder_hidden_size=64)
     model = SegformerForSemanticSegmentation(config)
     example = torch.stack([data[0]["pixel_values"], data[1]["pixel_values"]])
-    net = imachsr.IMacHSR(model, example=example, num_classes=scenes.num_classes, total_steps=steps)  # 1
+    net = imachsr.IMacHSR(model, example=example, num_classes=scenes.num_classes)  # 1
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

@@ -62,7 +62,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             example=example,
             num_classes=num_classes,
             standard=standard,
-            loss=_side_losses(method.loss) if method.alpha > 0 else "infonce",
+            loss=_side_losses(method.loss) if method.alpha > 0 else "brier",
             alpha=method.alpha,
             entropy=method.entropy,
             beta=method.beta,

@@ -9,11 +9,11 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, Vali
 
 from imachsr.config.training import Compute, Optimizer, Recovery, Settings
 from imachsr.core.entropy import ChannelNormEntropy, Regularizer
-from imachsr.core.losses import InfoNCE, SideLoss
+from imachsr.core.losses import Brier, SideLoss
 from imachsr.core.losses.union import ALIASES
 from imachsr.core.objective import Heterogeneity
 from imachsr.core.output import CrossEntropy, OutputLoss
-from imachsr.core.schedules import Cosine, Profile, Schedule
+from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import AutoStandard, Standard
 from imachsr.data import DatasetSpec, Scenes
 from imachsr.data.subset import Subset
@@ -144,13 +144,13 @@ class Method(Settings):
     """
 
     standard: _StandardSpec = AutoStandard()
-    loss: _LossesSpec = InfoNCE()
-    alpha: float = Field(1.6, ge=0, allow_inf_nan=False)
+    loss: _LossesSpec = Brier()
+    alpha: float = Field(0.8, ge=0, allow_inf_nan=False)
     entropy: _EntropySpec | None = ChannelNormEntropy()
     beta: float = Field(0.01, ge=0, allow_inf_nan=False)
     heterogeneity: Heterogeneity = "warn"
     profile: Profile = "uniform"
-    schedule: _ScheduleSpec = Cosine()
+    schedule: _ScheduleSpec = Constant()
     grad_ratio: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 

@@ -32,7 +32,7 @@ class Objective:
 
     """
 
-    alpha: float = 1.6
+    alpha: float = 0.8
     beta: float = 0.01
     profile: Profile = "uniform"
     schedule: Schedule = Constant()

@@ -20,7 +20,7 @@ from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
-from imachsr.core.schedules import Constant, Cosine, Profile, Schedule
+from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
@@ -49,8 +49,7 @@ class IMacHSR(nn.Module):
         output_loss: Loss of the model's output, called ``(output, labels, ignore_index=...)``; cross-entropy by default.
         heterogeneity: What to do about a side loss of the output loss's family: ``strict`` raises, ``warn`` warns, ``off`` allows it.
         profile: How the taps share alpha and beta: ``uniform``, ``exp`` or ``linear_depth``.
-        schedule: Factor of both over the training; one that changes needs ``total_steps``. None: a cosine from 1 to 0, which is what was
-            measured to help, where ``total_steps`` is given; else constant.
+        schedule: Factor of both over the training; one that changes needs ``total_steps``; constant by default.
         total_steps: Calls of ``net(images, labels)`` in train mode that make up the training, >= 1.
         grad_ratio: Balance the gradients at the taps instead of fixed weights; see :class:`Objective`.
         calibration: Batches ``(images, labels)`` for a standard that looks at data (gradient, entropy, probe).
@@ -70,8 +69,8 @@ class IMacHSR(nn.Module):
         example: Tensor,
         num_classes: int,
         standard: Standard | str | Callable[[Trace], Sequence[str]] = "auto",
-        loss: str | AnySideLoss | Sequence[str | AnySideLoss] | DepthRule = "infonce",
-        alpha: float = 1.6,
+        loss: str | AnySideLoss | Sequence[str | AnySideLoss] | DepthRule = "brier",
+        alpha: float = 0.8,
         entropy: str | Regularizer | None = "channel_norm",
         beta: float = 0.01,
         output_loss: AnyOutputLoss | None = None,
@@ -88,8 +87,7 @@ class IMacHSR(nn.Module):
         if num_classes < 2:
             raise ValueError(f"`num_classes >= 2` must hold, but got {num_classes}")
         self.backbone = model
-        schedule = schedule or (Constant() if total_steps is None else Cosine())
-        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule, grad_ratio=grad_ratio)
+        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule or Constant(), grad_ratio=grad_ratio)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
         if isinstance(output_loss, type) or not callable(self.output_loss):
             raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")

@@ -86,7 +86,7 @@ def test_a_training_is_a_run_with_its_images(online: Server, run: Cli, tmp_path:
     assert key == (tmp_path / "t/wandb-id").read_text()
     assert (about["jobType"], about["project"], online.exits[key]) == ("train", "streets", 0)
     config = {name: held["value"] for name, held in json.loads(about["config"]).items()}
-    assert (config["optimizer/epochs"], config["seed"], config["choice/loss"]) == (1, 0, "infonce")
+    assert (config["optimizer/epochs"], config["seed"], config["choice/loss"]) == (1, 0, "brier")
     assert "versions/torch" in config
     rows = [line for line in online.history[key] if "train/loss" in line]
     written = json.loads((tmp_path / "t/metrics.jsonl").read_text())

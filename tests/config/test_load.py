@@ -223,7 +223,7 @@ def test_every_default_is_written_out_and_reads_back() -> None:
     assert make_run(plain) == run
     assert make_run(parse_yaml(dump_yaml(plain))) == run
     assert set(plain) == set(Run.model_fields)
-    assert plain["method"]["loss"] == {"temperature": 0.2, "dimension": 32, "anchors": 256, "kind": "infonce"}
+    assert plain["method"]["loss"] == {"kind": "brier"}
 
 
 FULL: dict[str, dict[str, Any]] = {
@@ -309,7 +309,7 @@ def test_special_settings_round_trip(raw: dict[str, Any]) -> None:
             "method.loss=dcie",
             "method.loss: `kind` must be one of mi_variational, soft_ce, .*, import, but got 'dcie'; nearest: 'dice'",
         ),
-        ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'infonce'; nearest: 'temperature'"),
+        ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'brier'; known: 'kind'"),
         ("method.loss=[dice, {kind: brier, t: 1}]", "method.loss.1: 't' is no setting of 'brier'; known: 'kind'"),
         ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, .*, but got 'chanel'; nearest: 'channel'"),
         ("method.standard=resolutoin", "method.standard: `kind` must be one of .*; nearest: 'resolution'"),
@@ -595,7 +595,7 @@ def test_kinds_go_first_whatever_the_order_of_the_overrides() -> None:
         ("optimizer.grad_clip=0", "optimizer.grad_clip: `grad_clip > 0` must hold, but got 0"),
         ("compute.threads=0", "compute.threads: `threads >= 1` must hold, but got 0"),
         ("compute.device=tpu", "compute.device: input should be 'auto', 'cpu' or 'cuda', but got 'tpu'"),
-        ("method.loss.temperature=0", "method.loss: `temperature > 0` must hold, but got 0.0"),
+        ("method.loss={kind: infonce, temperature: 0}", "method.loss: `temperature > 0` must hold, but got 0.0"),
         ("method.standard.max_taps=0", "method.standard: `max_taps >= 1` must hold, but got 0"),
         ("data.num_train=0", "data: `num_train >= 1` must hold, but got 0"),
         ("data.size=[96]", "data.size.1: must be given, but is missing"),

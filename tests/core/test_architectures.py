@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.architecture_matrix import Cell, cells, check, volume_net
 from imachsr import ExplicitStandard, IMacHSR
 from imachsr.core.layers import trace
-from imachsr.core.losses import InfoNCE, SideLoss
+from imachsr.core.losses import Brier, SideLoss
 from imachsr.core.taps import Recorder
 from tests.core import nets
 
@@ -107,14 +107,14 @@ def test_the_check_sees_a_fault_of_the_taps(fault: Any, error: type[Exception], 
 
 
 def test_the_check_sees_an_adapter_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = InfoNCE.make_adapter
+    make = Brier.make_adapter
 
-    def with_a_dead_part(self: InfoNCE, channels: int, *given: Any) -> nn.Module:
+    def with_a_dead_part(self: Brier, channels: int, *given: Any) -> nn.Module:
         adapter = make(self, channels, *given)
         adapter.register_parameter("dead", nn.Parameter(torch.zeros(1)))
         return adapter
 
-    monkeypatch.setattr(InfoNCE, "make_adapter", with_a_dead_part)
+    monkeypatch.setattr(Brier, "make_adapter", with_a_dead_part)
     with pytest.raises(AssertionError, match="an adapter without gradient"):
         check(CELLS["hand-written: in-place ReLU"])
 

@@ -800,9 +800,9 @@ def test_weights_follow_the_schedule_over_the_steps_and_stay_at_its_end(schedule
     assert weights_over(build(alpha=0.4, schedule=schedule, total_steps=8), 11) == pytest.approx(expected, abs=1e-7)
 
 
-def test_without_a_schedule_the_weights_fade_where_the_length_is_known() -> None:
-    assert weights_over(build(total_steps=8), 9) == weights_over(build(schedule=Cosine(), total_steps=8), 9)
-    assert weights_over(build(), 3) == [0.8, 0.8, 0.8]
+def test_without_a_schedule_the_weights_stay_also_where_the_length_is_known() -> None:
+    assert weights_over(build(total_steps=8), 9) == [0.4] * 9
+    assert weights_over(build(), 3) == [0.4] * 3
 
 
 def test_terms_that_are_stopped_are_not_built_and_the_rest_is_plain_training() -> None:

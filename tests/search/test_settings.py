@@ -16,7 +16,7 @@ def leaves(tree: Any, above: str = "") -> dict[str, Any]:
     return {above.rstrip("."): tree}
 
 
-DEFAULT_KINDS = {"auto", "infonce", "channel_norm", "cross_entropy", "smp", "scenes", "cosine"}
+DEFAULT_KINDS = {"auto", "brier", "channel_norm", "cross_entropy", "smp", "scenes", "constant"}
 
 
 def of(name: str) -> dict[str, Setting]:
