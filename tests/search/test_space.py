@@ -119,7 +119,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "forgotten condition, written first": (
         {"space": {"method.loss.temperature": {"float": [0.1, 1]}, "method.loss": {"choice": ["prototype", "dice"]}}},
-        "space.method.loss.temperature: 0.1 with method.loss 'dice' .*'temperature' is no setting of 'dice'",
+        "space.method.loss: 'dice' with method.loss.temperature 0.1 .*`when`.*'temperature' is no setting of 'dice'",
     ),
     "no arm": ({"arms": []}, "arms: must begin with the output-only baseline, but is empty"),
     "arms without the baseline": (
@@ -182,6 +182,14 @@ def test_a_conditional_knob_exists_exactly_when_its_conditions_hold() -> None:
         assert {values[key] for values in drawn} == seen
     assert {values.get("method.entropy", "absent") for values in drawn} == {"channel", None, "absent"}
     assert all(0.05 <= values["method.loss.temperature"] <= 0.5 for values in drawn if "method.loss.temperature" in values)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_setting_of_a_part_that_the_base_run_has_not_needs_no_condition_where_every_choice_has_it(is_first: bool) -> None:
+    loss = {"method.loss": {"choice": ["prototype", "infonce"]}}
+    others = {"method.loss.temperature": {"float": [0.05, 0.5]}, "method.alpha": {"float": [0.1, 1]}}
+    for values in draws(make_search({"space": {**loss, **others} if is_first else {**others, **loss}})):
+        assert set(values) == {*loss, *others}
 
 
 def test_every_draw_is_a_run_that_has_the_drawn_values() -> None:

@@ -59,7 +59,7 @@ def test_times_of_two_machines_are_not_compared() -> None:
 
 
 def test_a_cell_by_itself_has_all_its_runs_those_that_another_cell_shares_too() -> None:
-    tuned = {"name": "tuned", "of_arm": {"full": {"method.alpha": 0.8}}}
+    tuned = {"name": "tuned", "of_arm": {"full": {"method.alpha": 0.6}}}
     plan = study(cells=[{"name": "small"}, tuned], seeds=[0])
     assert [(each.cell, each.arm) for each in wanted(plan, Known(), only=["tuned"])] == [
         ("tuned", "output_only"),

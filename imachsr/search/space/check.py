@@ -43,7 +43,7 @@ def check(search: Search) -> None:
     if search.function is None:  # a slip in a choice is blamed itself, not the condition that spells it rightly
         for key, parameter in search.space.items():
             for value in parameter.samples if not parameter.when else ():
-                _try(search, {**needed(search.space, key, {}), key: value}, f"space.{key}: {value!r}")
+                _try(search, {**_home(search, key, {}), **needed(search.space, key, {}), key: value}, f"space.{key}: {value!r}")
     check_conditions(search)
     check_knobs(search)
     unseen = _Unseen(search)
@@ -76,7 +76,7 @@ class _Unseen:
 def _check_values(search: Search, unseen: _Unseen) -> None:
     unseen.look(search.base())
     tried = [
-        (key, {**needed(search.space, key, context), key: value})
+        (key, {**_home(search, key, context), **needed(search.space, key, context), key: value})
         for key in search.order
         for context in contexts(search, key)
         for value in search.space[key].samples
@@ -88,7 +88,20 @@ def _check_values(search: Search, unseen: _Unseen) -> None:
             if other not in values and parameter.holds(values):
                 for value in parameter.samples:
                     words = f"space.{key}: {values[key]!r} with {other} {value!r} (a `when` can keep them apart)"
-                    unseen.look(_try(search, {**needed(search.space, other, values), other: value}, words))
+                    unseen.look(_try(search, {**_home(search, other, values), **needed(search.space, other, values), other: value}, words))
+
+
+def _home(search: Search, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part that a knob's setting is of, where the base run has another: the first value, of the knob that chooses the part, with that setting."""
+    tried = {**values, **needed(search.space, key, values), key: search.space[key].samples[0]}
+    parents = [other for other, knob in search.space.items() if key.startswith(f"{other}.") and other not in tried and knob.holds(tried)]
+    for home in ({}, *({other: value} for other in parents for value in search.space[other].samples)) if parents else ():
+        try:
+            search.run_of({**home, **tried}, name=search.name, seed=0)
+        except ConfigError:
+            continue
+        return home
+    return {}
 
 
 def _check_baseline(search: Search) -> None:
