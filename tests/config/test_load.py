@@ -309,7 +309,7 @@ def test_special_settings_round_trip(raw: dict[str, Any]) -> None:
             "method.loss=dcie",
             "method.loss: `kind` must be one of mi_variational, soft_ce, .*, import, but got 'dcie'; nearest: 'dice'",
         ),
-        ("method.loss.temprature=1", "method.loss: 'temprature' is no setting of 'brier'; known: 'kind'"),
+        ("method.loss={kind: infonce, temprature: 1}", "method.loss: 'temprature' is no setting of 'infonce'; nearest: 'temperature'"),
         ("method.loss=[dice, {kind: brier, t: 1}]", "method.loss.1: 't' is no setting of 'brier'; known: 'kind'"),
         ("method.entropy=chanel", "method.entropy: `kind` must be one of channel, channel_norm, .*, but got 'chanel'; nearest: 'channel'"),
         ("method.standard=resolutoin", "method.standard: `kind` must be one of .*; nearest: 'resolution'"),
