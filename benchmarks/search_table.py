@@ -3,11 +3,12 @@
 python benchmarks/search_table.py runs/camvid
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.schema import ConfigError
 from imachsr.report.table import load_summary, rows
 
 
@@ -28,5 +29,14 @@ def search_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the --output folder of a search that has ended")
+    try:
+        print(search_table(parser.parse_args().folder))
+    except ConfigError as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    print(search_table(Path(sys.argv[1])))
+    main()
