@@ -47,13 +47,17 @@ class GradientBalance(nn.Module):
         self._side: dict[int, Tensor] = {}
         self._norms: dict[int, Tensor] = {}
 
-    def get_extra_state(self) -> dict[int, Tensor]:
-        """What the last backward showed, which the next step takes up."""
-        return dict(self._norms)
+    def get_extra_state(self) -> Tensor:
+        """What the last backward showed, which the next step takes up: ``[M, 2]``, squared norms of the rest and of the side, 0 where it showed none.
 
-    def set_extra_state(self, state: dict[int, Tensor]) -> None:
+        A tensor, as all of a state dict: what averages, moves or stores one knows no other kind.
+        """
+        nothing = torch.zeros(2, device=self.factors.device)
+        return torch.stack([self._norms.get(index, nothing) for index in range(len(self.factors))])
+
+    def set_extra_state(self, state: Tensor) -> None:
         """Take that up again."""
-        self._norms = {index: norms.to(self.factors.device) for index, norms in state.items()}
+        self._norms = dict(enumerate(state.to(self.factors.device).clone()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_side": {}, "_norms": {}}

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from imachsr.core.entropy import negative_entropy
 from imachsr.core.labels import TapLabels
-from imachsr.core.layout import to_nchw
+from imachsr.core.layout import to_nchw, volume_of
 from imachsr.core.losses.protocol import sample
 from imachsr.core.output import CrossEntropy
 from imachsr.core.taps import Recorder
@@ -74,7 +74,7 @@ class Calibration:
                 hidden = to_nchw(tensor.detach(), layer.layout, size)
                 if not at_taps.is_dense:
                     hidden = hidden.mean((2, 3), keepdim=True)
-                extent = tuple(tensor.shape[2:]) if layer.layout == "NCDHW" and at_taps.is_dense else tuple(hidden.shape[2:])
+                extent = (at_taps.is_dense and volume_of(tensor, layer.layout)) or tuple(hidden.shape[2:])
                 x, y, is_valid = sample(hidden, at_taps.at(extent), PROBED)
                 found.append(_probe(x[is_valid], y[is_valid], self._num_classes))
             return found
@@ -96,7 +96,7 @@ class Calibration:
                     self._model.train()
                     with recorder.recording():
                         output = self._model(images)
-                    caught = recorder.take()
+                    caught = recorder.take(self._model)
                     missing = [layer.address for layer in layers if layer.address not in caught]
                     if missing:
                         raise ValueError(
@@ -104,7 +104,7 @@ class Calibration:
                         )
                     yield [caught[layer.address] for layer in layers], output, labels, tuple(images.shape[2:])
         finally:
-            recorder.remove()
+            recorder.remove(self._model)
 
 
 @torch.no_grad()

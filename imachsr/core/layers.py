@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from imachsr.core.layout import extent, find_layout
 from imachsr.core.output import logits_of
@@ -122,18 +123,21 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         The candidates in execution order; same model and shape give the same names, always.
 
     Raises:
-        ValueError: If the example has the wrong rank or is empty, or no layer of the model can be supervised.
+        ValueError: If the example has the wrong rank or is empty, the model is compiled, or no layer of it can be supervised.
         TypeError: If the model's output holds no class scores.
 
     """
     if example.ndim not in (4, 5) or example.numel() == 0:
         raise ValueError(f"`example` must be images [B, C, H, W] or volumes [B, C, D, H, W], but got a tensor of shape {tuple(example.shape)}")
+    if (name := next((name for name, module in model.named_modules() if _is_compiled(module)), None)) is not None:
+        what = f"its module {name!r}" if name else "it"
+        raise ValueError(f"the model must be wrapped before it is compiled, but {what} is compiled already; wrap it, then compile the net")
     size = tuple(int(side) for side in example.shape[2:])
     with left_as_found(model, example.device), torch.enable_grad():
         model.train()
         first = run(model, example[:1].repeat(2, *(1,) * (example.ndim - 1)))
         more, is_wider = run_again(model, example[:1])
-    found = _candidates(model, first, more, size, WIDER if is_wider else 0)
+    found = _candidates(model, first, more, size, WIDER if is_wider and _is_grown(first.calls, more) else 0)
     if not found:
         raise ValueError(
             f"the model must have a layer to supervise, but none of its {len(first.calls)} module calls gives a spatial feature map "
@@ -150,6 +154,19 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         module_names=tuple(names),
         uncalled=tuple(name for name in names if name not in called),
     )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """A graph that was compiled before sees no hook that comes later."""
+    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+
+
+def _is_grown(calls: list[Call], more: list[Call]) -> bool:
+    """Whether any feature map grew with the image; where a model brings images to a size of its own none does, and its tokens stay as many."""
+    twins = {(call.name, call.nth): call for call in more}
+    both = [(call, twin) for call in calls if (twin := twins.get((call.name, call.nth))) is not None]
+    pairs = [pair for call, twin in both for pair in zip(call.outputs, twin.outputs, strict=False)]
+    return any(one.shadow.ndim > 3 and one.shadow.shape[1:] != two.shadow.shape[1:] for one, two in pairs)
 
 
 def _candidates(model: nn.Module, first: Recording, more: list[Call], size: tuple[int, ...], wider: int) -> list[tuple[Call, LayerInfo]]:

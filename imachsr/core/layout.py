@@ -3,6 +3,7 @@
 from math import prod
 from typing import get_args
 
+import torch
 from torch import Tensor
 
 from imachsr.core.types import Layout
@@ -40,13 +41,34 @@ def find_layout(first: Tensor, second: Tensor, size: tuple[int, ...], *, wider: 
     if not is_batch[0] or first.ndim != len(size) + 2:
         return None
     if len(size) == 3:
-        return "NCDHW" if is_fixed[1] else None
+        return _volume_layout(first.shape, is_fixed, size, wider)
     _, a, b, c = first.shape
     if not is_fixed[1]:
         return None
     if is_fixed[2] and _is_image(b, c, size):  # first: where the model takes one input size only, both may hold
         return "NCHW"
     return "NHWC" if is_fixed[3] and _is_image(a, b, size) else None
+
+
+def _volume_layout(shape: torch.Size, is_fixed: list[bool], size: tuple[int, ...], wider: int) -> Layout | None:
+    """Of ``[B, a, b, c, d]``: the width is the last axis but for channels last, and grew with the image's where that was by a position at least."""
+    _, a, b, c, d = shape
+    if not is_fixed[1]:
+        return None
+    if _is_volume(b, c, d, size) and not (is_fixed[4] and wider * d >= size[2]):
+        return "NCDHW"
+    return "NDHWC" if is_fixed[4] and _is_volume(a, b, c, size) else None
+
+
+def _is_volume(d: int, h: int, w: int, size: tuple[int, ...]) -> bool:
+    return 1 <= d <= size[0] and _is_image(h, w, size[1:])
+
+
+def volume_of(features: Tensor, layout: Layout) -> tuple[int, ...] | None:
+    """(d, h, w) of a volume, None of an image."""
+    if layout == "NCDHW":
+        return tuple(features.shape[2:])
+    return tuple(features.shape[1:4]) if layout == "NDHWC" else None
 
 
 def _is_image(h: int, w: int, size: tuple[int, ...]) -> bool:
@@ -95,6 +117,8 @@ def extent(tensor: Tensor, layout: Layout, size: tuple[int, ...]) -> tuple[int, 
         return shape[3], (shape[1], shape[2])
     if layout == "NCDHW":
         return shape[1], (prod(shape[2:4]), shape[4])
+    if layout == "NDHWC":
+        return shape[4], (prod(shape[1:3]), shape[3])
     h, w, _ = token_grid(shape[1 if layout == "BNC" else 0], size)
     return shape[2], (h, w)
 
@@ -105,7 +129,7 @@ def to_nchw(features: Tensor, layout: Layout, size: tuple[int, ...]) -> Tensor:
     Prefix tokens (class, registers) are dropped. The slices of a volume ``[B, C, d, h, w]`` are laid below each other: ``[B, C, d h, w]``.
 
     Args:
-        features: ``[B, C, h, w]``, ``[B, h, w, C]``, ``[B, N, C]``, ``[N, B, C]`` or ``[B, C, d, h, w]``.
+        features: ``[B, C, h, w]``, ``[B, h, w, C]``, ``[B, N, C]``, ``[N, B, C]``, ``[B, C, d, h, w]`` or ``[B, d, h, w, C]``.
         layout: Axis order of ``features``.
         size: (H, W) of the images, which settles the token grid.
 
@@ -116,6 +140,8 @@ def to_nchw(features: Tensor, layout: Layout, size: tuple[int, ...]) -> Tensor:
         return features.permute(0, 3, 1, 2)
     if layout == "NCDHW":
         return features.flatten(2, 3)
+    if layout == "NDHWC":
+        return features.permute(0, 4, 1, 2, 3).flatten(2, 3)
     if layout == "NBC":
         features = features.transpose(0, 1)
     h, w, prefix = token_grid(features.shape[1], size)

@@ -124,10 +124,13 @@ class Ohem(_OutputLoss):
 
     def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
         is_valid = labels != ignore_index
-        if not bool(is_valid.any()):
-            return logits.sum() * 0.0
-        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")[is_valid]
-        return losses.topk(max(1, round(self.keep * len(losses)))).values.mean()
+        losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+        # Of one shape whatever the labels are, so that a graph can be compiled: void pixels come last, behind what a loss >= 0 can be.
+        hardest = torch.where(is_valid, losses, -1.0).flatten().sort(descending=True).values
+        num_valid = is_valid.sum()
+        count = (self.keep * num_valid).round().clamp(min=1)
+        is_kept = torch.arange(len(hardest), device=logits.device) < torch.minimum(count, num_valid)
+        return torch.where(is_kept, hardest, 0.0).sum() / count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from imachsr.core.messages import require
+from imachsr.core.messages import nearest, require
 
 Profile = Literal["uniform", "exp", "linear_depth"]
 
@@ -115,6 +115,25 @@ class StopAt:
     def __call__(self, progress: Tensor) -> Tensor:
         """Factor at a progress in [0, 1]."""
         return (progress < self.share).to(progress.dtype)
+
+
+def parse_schedule(schedule: "str | Schedule") -> "Schedule":
+    """A schedule from its name, or the schedule itself.
+
+    Raises:
+        ValueError: If no schedule has this name; names the nearest ones.
+        TypeError: If the object cannot be called.
+
+    """
+    if isinstance(schedule, str):
+        known = {member.kind: member for member in get_args(Schedule)}
+        if schedule not in known:
+            raise ValueError(f"`schedule` must be one of {sorted(known)}, but got {schedule!r}; {nearest(schedule, known)}")
+        made: Schedule = known[schedule]()
+        return made
+    if isinstance(schedule, type) or not callable(schedule):
+        raise TypeError(f"`schedule` must be a name, or an object called (progress), but got {schedule!r}")
+    return schedule
 
 
 Schedule = Constant | Warmup | Linear | Cosine | StopAt

@@ -28,15 +28,16 @@ class Recorder:
         self._calls: Counter[str] = Counter()
         self._caught: dict[str, tuple[Tensor, int]] = {}
         modules = dict(model.named_modules())
-        self._handles = []
         for name in dict.fromkeys(tap.layer.module for tap in taps):
             # Registered once, when wrapping: torch.compile never sees hooks that are added after its first call.
-            self._handles.append(modules[name].register_forward_hook(_TapHook(self, name)))
+            modules[name].register_forward_hook(_TapHook(self, name))
 
-    def remove(self) -> None:
+    def remove(self, model: nn.Module) -> None:
         """Take the hooks off again."""
-        for handle in self._handles:
-            handle.remove()
+        for module in model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if isinstance(hook, _TapHook) and hook.recorder is self:
+                    del module._forward_hooks[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_caught": {}, "_calls": Counter(), "_is_recording": False}
@@ -69,12 +70,16 @@ class Recorder:
                     tensor = tensors[layer.key]
                     self._caught[layer.address] = (tensor, _version(tensor))
 
-    def take(self) -> dict[str, Tensor]:
+    def take(self, model: nn.Module) -> dict[str, Tensor]:
         """Tensors by tap address, in tap order; the buffer is emptied, so that nothing outlives the step.
+
+        Args:
+            model: That has just run. A tap may be missed in eval mode: what runs in training alone is then no miss.
 
         Raises:
             RuntimeError: If a caught tensor was rewritten in place, has no gradient although gradients are on (reentrant activation checkpointing),
-                a tap's module was called more often than in the trace, or a tap missed 20 consecutive forwards.
+                a tap's module was called more often than in the trace or is another than the one that was wrapped, or a tap missed 20 consecutive
+                forwards in training.
 
         """
         caught, self._caught = self._caught, {}
@@ -87,7 +92,9 @@ class Recorder:
                     f"but was called {self._calls[name]} times; trace the model as it is trained, or choose another layer"
                 )
             if address not in caught:
-                self._miss(address)
+                self._check_wrapped(model, tap)
+                if model.training:
+                    self._miss(address)
                 continue
             self._row[address] = 0
             tensor, version = caught[address]
@@ -103,6 +110,15 @@ class Recorder:
                 )
             features[address] = tensor
         return features
+
+    def _check_wrapped(self, model: nn.Module, tap: Tap) -> None:
+        name = tap.layer.module
+        hooks = dict(model.named_modules())[name]._forward_hooks.values()
+        if not any(isinstance(hook, _TapHook) and hook.recorder is self for hook in hooks):
+            raise RuntimeError(
+                f"module {name!r} of tap {tap.layer.address!r} must be the one that was wrapped, but was replaced since; change the model first "
+                "(SyncBatchNorm.convert_sync_batchnorm, quantization, adapters), then wrap it"
+            )
 
     def _miss(self, address: str) -> None:
         self.misses[address] += 1

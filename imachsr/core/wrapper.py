@@ -14,13 +14,13 @@ from imachsr.core.calibration import Calibration
 from imachsr.core.entropy import Regularizer, parse_regularizer
 from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.layers import Trace, trace
-from imachsr.core.layout import to_nchw
+from imachsr.core.layout import to_nchw, volume_of
 from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
 from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
-from imachsr.core.schedules import Constant, Profile, Schedule
+from imachsr.core.schedules import Constant, Profile, Schedule, parse_schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
@@ -49,7 +49,7 @@ class IMacHSR(nn.Module):
         output_loss: Loss of the model's output, called ``(output, labels, ignore_index=...)``; cross-entropy by default.
         heterogeneity: What to do about a side loss of the output loss's family: ``strict`` raises, ``warn`` warns, ``off`` allows it.
         profile: How the taps share alpha and beta: ``uniform``, ``exp`` or ``linear_depth``.
-        schedule: Factor of both over the training; one that changes needs ``total_steps``; constant by default.
+        schedule: Factor of both over the training, by name or as an object; one that changes needs ``total_steps``; constant by default.
         total_steps: Calls of ``net(images, labels)`` in train mode that make up the training, >= 1.
         grad_ratio: Balance the gradients at the taps instead of fixed weights; see :class:`Objective`.
         calibration: Batches ``(images, labels)`` for a standard that looks at data (gradient, entropy, probe).
@@ -76,7 +76,7 @@ class IMacHSR(nn.Module):
         output_loss: AnyOutputLoss | None = None,
         heterogeneity: Heterogeneity = "warn",
         profile: Profile = "uniform",
-        schedule: Schedule | None = None,
+        schedule: str | Schedule | None = None,
         total_steps: int | None = None,
         grad_ratio: float | None = None,
         calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
@@ -87,7 +87,7 @@ class IMacHSR(nn.Module):
         if num_classes < 2:
             raise ValueError(f"`num_classes >= 2` must hold, but got {num_classes}")
         self.backbone = model
-        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=schedule or Constant(), grad_ratio=grad_ratio)
+        self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=parse_schedule(schedule or "constant"), grad_ratio=grad_ratio)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
         if isinstance(output_loss, type) or not callable(self.output_loss):
             raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")
@@ -98,11 +98,14 @@ class IMacHSR(nn.Module):
         self.traced: Trace | None = None
         self.losses: tuple[AnySideLoss, ...] = ()
         self.adapters = nn.ModuleList()
+        # Side losses that are modules, so that their weights are trained, moved and saved with the net.
+        self.loss_modules = nn.ModuleList()
         self.balance: GradientBalance | None = None
         self._recorder: Recorder | None = None
         # Not a buffer: it stays on the CPU, where reading it costs nothing, and DDP has nothing to broadcast.
         self._steps = torch.zeros((), dtype=torch.int64)
         self._first_scale: dict[str, float] = {}
+        self._is_unwrapped = False
         if alpha > 0 or self.entropy is not None:
             if alpha > 0:
                 refuse_parallel(model)
@@ -118,9 +121,12 @@ class IMacHSR(nn.Module):
         self.losses = losses_of(loss, self.taps)
         for side in {side.family: side for side in self.losses}.values():
             check_heterogeneity(self.output_loss, side, heterogeneity)
+        self.loss_modules.extend(dict.fromkeys(side for side in self.losses if isinstance(side, nn.Module)))
+        # Of the weights, not of the images, which may be uint8, or float32 in front of a model in bfloat16.
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.get_default_dtype())
         generator = torch.Generator().manual_seed(self.seed)
         for tap, side in zip(self.taps, self.losses, strict=True):
-            self.adapters.append(side.make_adapter(tap.layer.channels, self.num_classes, generator).to(example))
+            self.adapters.append(side.make_adapter(tap.layer.channels, self.num_classes, generator).to(example.device, dtype))
         if self.objective.grad_ratio is not None:
             self.balance = GradientBalance(len(self.taps), self.objective.grad_ratio).to(example.device)
 
@@ -138,7 +144,7 @@ class IMacHSR(nn.Module):
 
     @property
     def misses(self) -> dict[str, int]:
-        """Forwards in which a tap did not fire, per address."""
+        """Forwards in training in which a tap did not fire, per address."""
         return dict(self._recorder.misses) if self._recorder is not None else {}
 
     @property
@@ -146,13 +152,20 @@ class IMacHSR(nn.Module):
         """Calls with labels in train mode so far; they seed the sampling and drive the schedule."""
         return int(self._steps)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The count of steps."""
-        return {"step": int(self._steps)}
+    def get_extra_state(self) -> Tensor:
+        """The count of steps, a scalar: what averages, moves or stores a state dict knows tensors alone."""
+        return self._steps.clone()
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take up the count of steps."""
-        self._steps.fill_(state["step"])
+        self._steps.copy_(state)
+
+    def unwrap(self) -> nn.Module:
+        """Take the hooks off the model and give it back as it was before it was wrapped; this net then trains it no more."""
+        if self._recorder is not None:
+            self._recorder.remove(self.backbone)
+        self._is_unwrapped = True
+        return self.backbone
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
         """The model's own output, or with labels its losses.
@@ -165,7 +178,7 @@ class IMacHSR(nn.Module):
             TypeError: If labels are not int64.
             ValueError: If a label is outside the classes, or the model does not give one score a class.
             FloatingPointError: If a term is not finite; names tap and term.
-            RuntimeError: In a replica of torch's DataParallel.
+            RuntimeError: In a replica of torch's DataParallel, or after :meth:`unwrap`.
 
         """
         if labels is None:
@@ -175,6 +188,8 @@ class IMacHSR(nn.Module):
                 "a net must be trained by one thread a GPU, but is in torch's DataParallel, whose replicas share its hooks; use "
                 "DistributedDataParallel (torchrun), or one GPU (CUDA_VISIBLE_DEVICES=0)"
             )
+        if self._is_unwrapped:
+            raise RuntimeError("a net must hold its model to train it, but `unwrap()` gave that back; wrap the model again")
         if len(labels) != len(images):
             raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
         if labels.ndim not in (1, images.ndim - 1):
@@ -193,7 +208,7 @@ class IMacHSR(nn.Module):
         else:
             with self._recorder.recording():
                 output = self.backbone(images)
-            features = self._recorder.take()
+            features = self._recorder.take(self.backbone)
         prediction = logits_of(output)
         if isinstance(self.output_loss, OutputLoss) and prediction.shape[1] != self.num_classes:
             raise ValueError(f"the model must give `num_classes` = {self.num_classes} scores a pixel, but gives {prediction.shape[1]}")
@@ -205,7 +220,7 @@ class IMacHSR(nn.Module):
             self._add_side(losses, features, at_taps, tuple(images.shape[2:]), factor, ranks)
         losses.total = self.objective.sum(out, losses.terms, losses.weights)
         if ranks.world > 1:  # what fired nowhere on this rank still takes part in the ranks' sums
-            losses.total = losses.total + 0.0 * sum(p.sum() for p in self.adapters.parameters())
+            losses.total = losses.total + 0.0 * sum(p.sum() for p in (*self.adapters.parameters(), *self.loss_modules.parameters()))
         self._steps += self.training
         return losses
 
@@ -231,7 +246,7 @@ class IMacHSR(nn.Module):
             if address not in features:
                 continue
             raw = features[address]
-            extent = tuple(raw.shape[2:]) if tap.layer.layout == "NCDHW" else None
+            extent = volume_of(raw, tap.layer.layout)
             hidden = to_nchw(raw, tap.layer.layout, size)
             labels = at_taps.at(extent or (hidden.shape[-2], hidden.shape[-1]))
             if address not in shared:
@@ -245,7 +260,7 @@ class IMacHSR(nn.Module):
                 read, of_read = watched if labels.is_dense else watched.mean((2, 3), keepdim=True), labels
                 if (count := getattr(loss, "num_read", None)) is not None:
                     read, of_read = only_drawn(read, labels, count)
-                scores = self.adapters[index](read)
+                scores = self.adapters[index](_as_weights(read, self.adapters[index]))
                 losses.side[address] = self._side(loss, scores, of_read, losses.prediction, extent)
                 losses.weights[f"side/{address}"] = side_weights[index]
             if self.entropy is not None:
@@ -262,6 +277,11 @@ class IMacHSR(nn.Module):
                 f"the side loss {getattr(loss, 'kind', loss)!r} must have labels of pixels [B, H, W], but got {given}; choose another loss"
             )
         if getattr(loss, "needs_output", False):
+            if prediction.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"the model must give `num_classes` = {self.num_classes} scores a pixel for the side loss {getattr(loss, 'kind', loss)!r}, "
+                    f"but gives {prediction.shape[1]}"
+                )
             labels = replace(labels, output=_resized(prediction, extent or tuple(labels.hard.shape[1:])))
         with torch.autocast(scores.device.type, enabled=False):
             return loss(scores, labels)
@@ -297,6 +317,14 @@ def _spread(features: Tensor) -> Tensor:
     features = features.float()
     norm: Tensor = torch.linalg.vector_norm(features)
     return (norm.square() / features.numel() - features.mean().square()).clamp(min=0).sqrt()
+
+
+def _as_weights(features: Tensor, adapter: nn.Module) -> Tensor:
+    """Features in the dtype of what reads them, where no autocast brings them to it: a model may run in another one inside."""
+    weight = next(adapter.parameters(), None)
+    if weight is None or torch.is_autocast_enabled(features.device.type):
+        return features
+    return features.to(weight.dtype)
 
 
 def _gives_scores(loss: AnySideLoss) -> bool:

@@ -138,7 +138,7 @@ class Training:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "ema_updates": 0 if self.ema is None else int(self.ema.n_averaged),
-            "balance": [] if self.net.balance is None else gathered(_on_cpu(self.net.balance.get_extra_state())),
+            "balance": [] if self.net.balance is None else gathered(self.net.balance.get_extra_state().cpu()),
             "wall_s": self.wall_s,
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
@@ -201,7 +201,7 @@ class Training:
         for group, share, peak in shares:
             group["lr"] = peak * share(self.step)
         self.scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.net.set_extra_state({"step": self.step * self.run.optimizer.accumulate})
+        self.net.set_extra_state(torch.tensor(self.step * self.run.optimizer.accumulate))
 
 
 def _lay_out(optimizer: Optimizer) -> None:
@@ -224,16 +224,12 @@ def _own(saved: list[dict[str, Any]]) -> Progress:
     return first
 
 
-def _on_cpu(norms: dict[int, Tensor]) -> dict[int, Tensor]:
-    return {index: value.cpu() for index, value in norms.items()}
-
-
-def _own_norms(saved: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+def _own_norms(saved: list[Tensor]) -> Tensor:
     """What this rank's last backward showed; with another number of ranks, the mean over all of them, which is what the next step takes."""
     rank, world = rank_and_world()
     if len(saved) == world:
         return saved[rank]
-    return {index: sum((each[index] for each in saved if index in each), torch.zeros(2)) / len(saved) for index in set().union(*saved)}
+    return torch.stack(saved).mean(0)
 
 
 def make_ema(net: IMacHSR, decay: float | None) -> AveragedModel | None:
@@ -250,7 +246,7 @@ class Buffers:
         self._net = net
         self._owners = list(net.named_modules())
         self._kept: dict[str, Tensor] = {}
-        self._seen: dict[int, Tensor] = {}
+        self._seen = torch.zeros(0)
 
     @torch.no_grad()
     def keep(self) -> None:

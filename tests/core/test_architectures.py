@@ -71,23 +71,23 @@ def test_the_published_matrix_has_every_cell(root: Path) -> None:
 # ---- the check is able to fail --------------------------------------------------------------------------------------------------------------
 
 
-Take = Callable[[Recorder], dict[str, Tensor]]
+Take = Callable[[Recorder, nn.Module], dict[str, Tensor]]
 
 
-def detached(take: Take, recorder: Recorder) -> dict[str, Tensor]:
-    return {address: tensor.detach().requires_grad_() for address, tensor in take(recorder).items()}
+def detached(take: Take, recorder: Recorder, model: nn.Module) -> dict[str, Tensor]:
+    return {address: tensor.detach().requires_grad_() for address, tensor in take(recorder, model).items()}
 
 
-def without_the_first(take: Take, recorder: Recorder) -> dict[str, Tensor]:
-    return dict(list(take(recorder).items())[1:])
+def without_the_first(take: Take, recorder: Recorder, model: nn.Module) -> dict[str, Tensor]:
+    return dict(list(take(recorder, model).items())[1:])
 
 
-def zeroed(take: Take, recorder: Recorder) -> dict[str, Tensor]:
-    return {address: tensor * 0.0 for address, tensor in take(recorder).items()}
+def zeroed(take: Take, recorder: Recorder, model: nn.Module) -> dict[str, Tensor]:
+    return {address: tensor * 0.0 for address, tensor in take(recorder, model).items()}
 
 
-def infinite(take: Take, recorder: Recorder) -> dict[str, Tensor]:
-    return {address: tensor * torch.inf for address, tensor in take(recorder).items()}
+def infinite(take: Take, recorder: Recorder, model: nn.Module) -> dict[str, Tensor]:
+    return {address: tensor * torch.inf for address, tensor in take(recorder, model).items()}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def infinite(take: Take, recorder: Recorder) -> dict[str, Tensor]:
 )
 def test_the_check_sees_a_fault_of_the_taps(fault: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     take = Recorder.take
-    monkeypatch.setattr(Recorder, "take", lambda recorder: fault(take, recorder))
+    monkeypatch.setattr(Recorder, "take", lambda recorder, model: fault(take, recorder, model))
     with pytest.raises(error, match=message):
         check(CELLS["hand-written: in-place ReLU"])
 

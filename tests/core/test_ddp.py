@@ -111,7 +111,7 @@ def work(rank: int, folder: str) -> None:
         # find_unused_parameters stays off: an adapter that the wrapped forward does not see would raise in the second step.
         net = DistributedDataParallel(build(case))
         for which in BATCHES:
-            net.module.set_extra_state({"step": 0})
+            net.module.set_extra_state(torch.tensor(0))
             images, labels = batch(which)
             found[case, which] = gradients(net, [(images[PARTS[rank]], labels[PARTS[rank]])])
     images, labels = batch("void")

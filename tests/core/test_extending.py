@@ -1,5 +1,6 @@
 """A new standard, a new side loss, a new regularizer and a new output loss: each a frozen dataclass of this file, and no other module is touched."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -123,6 +124,38 @@ def test_an_own_side_loss_trains_next_to_a_shipped_one() -> None:
         values.append(losses.side["stage2.0.conv"].item())
     assert net.adapters[0].weight.shape[0] == 5
     assert values[-1] < values[0]
+
+
+class Learnt(nn.Module):
+    """With a weight and a buffer of its own."""
+
+    family = "own"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("weight", torch.ones(3))
+
+    def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+        return make_projection(channels, num_classes, generator)
+
+    def forward(self, z: Tensor, labels: SideLabels) -> Tensor:
+        log_q = (z * self.log_scale.exp()).log_softmax(1)
+        return labels.mean(-(labels.soft * self.weight.view(1, -1, 1, 1) * log_q).sum(1))
+
+
+def test_a_side_loss_with_weights_is_trained_moved_and_saved_with_the_net() -> None:
+    loss = Learnt()
+    net = build(standard=WidestStandard(), loss=[loss, loss])
+    assert [name for name, _ in net.named_parameters() if "log_scale" in name] == ["loss_modules.0.log_scale"]  # one, though two taps share it
+    assert net.double().state_dict()["loss_modules.0.weight"].dtype == torch.float64
+    net.float()
+    torch.optim.SGD(net.parameters(), lr=1.0).zero_grad()
+    net(nets.images(), nets.labels()).total.backward()
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+    assert loss.log_scale.item() != 0
+    twin = copy.deepcopy(net)
+    assert twin.losses[0] is twin.losses[1] is twin.loss_modules[0] is not loss
 
 
 def test_an_own_side_loss_is_held_to_its_family() -> None:

@@ -13,6 +13,8 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from imachsr import Cosine, ExplicitStandard, IMacHSR, Linear, StopAt, Warmup
+from imachsr import Cosine, ExplicitStandard, IMacHSR, Linear, Ohem, StopAt, Warmup
 from imachsr.core.entropy import Regularizer
 from imachsr.core.losses import SideLoss
 from imachsr.core.types import Losses
@@ -98,6 +100,10 @@ def assert_compiles(net: IMacHSR, size: int = 32) -> None:
 )
 def test_every_loss_compiles_to_one_graph(side: Any) -> None:
     assert_compiles(build(loss=side()))
+
+
+def test_mining_of_hard_pixels_compiles_to_one_graph() -> None:
+    assert_compiles(build(output_loss=Ohem()))
 
 
 @pytest.mark.slow
@@ -317,6 +323,21 @@ def test_an_average_of_the_weights_is_a_net_of_its_own() -> None:
     assert net.num_steps == 3
 
 
+@pytest.mark.parametrize("knobs", [{}, {"grad_ratio": 0.5}], ids=["plain", "balanced"])
+def test_a_state_dict_holds_tensors_alone_as_what_averages_or_stores_one_takes_for_granted(knobs: dict[str, Any], tmp_path: Path) -> None:
+    net = build(**knobs)
+    net(*batch()).total.backward()
+    average = ModelEmaV3(net, decay=0.5)
+    net(*batch()).total.backward()
+    average.update(net)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    twin = build(**knobs)
+    twin.load_state_dict(load_file(tmp_path / "net.safetensors"))
+    assert twin.num_steps == net.num_steps == 2
+    assert torch.equal(average.module(nets.images()), net(nets.images()))
+    torch.testing.assert_close(twin(*batch()).total, net(*batch()).total)
+
+
 def saved(net: IMacHSR) -> IMacHSR:
     buffer = io.BytesIO()
     torch.save(net, buffer)
@@ -440,7 +461,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def work_all(rank: int) -> dict[str, Any]:
-    return {"sharded": work_sharded(rank), "refused": work_refused(), "pspnet": work_with_unused(rank, "pspnet")}
+    return {"sharded": work_sharded(rank), "static": work_static(rank), "refused": work_refused(), "pspnet": work_with_unused(rank, "pspnet")}
 
 
 def to_shard() -> IMacHSR:
@@ -460,7 +481,7 @@ def full(tensor: Any) -> Tensor:
     return whole
 
 
-def two_steps(net: IMacHSR, images: Tensor, labels: Tensor) -> dict[str, Any]:
+def two_steps(net: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Gradients and their norm, the parameters after each step, and the output."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
     found: dict[str, Any] = {}
@@ -469,7 +490,7 @@ def two_steps(net: IMacHSR, images: Tensor, labels: Tensor) -> dict[str, Any]:
         losses = net(images, labels)
         losses.total.backward()
         found[f"gradients {step}"] = {name: full(parameter.grad) for name, parameter in net.named_parameters()}
-        found[f"norm {step}"] = full(nn.utils.clip_grad_norm_(net.backbone.parameters(), 0.1))
+        found[f"norm {step}"] = full(nn.utils.clip_grad_norm_(getattr(net, "module", net).backbone.parameters(), 0.1))
         optimizer.step()
         found[f"parameters {step}"] = {name: full(parameter.detach()) for name, parameter in net.named_parameters()}
     found["output"] = net.eval()(nets.images().double()).detach()
@@ -491,6 +512,21 @@ def test_two_shards_learn_what_one_process_learns(ranks: list[dict[str, Any]]) -
     assert all(bool(grad.any()) for grad in alone["gradients 0"].values())
     for found in ranks:
         torch.testing.assert_close(found["sharded"], alone, rtol=1e-9, atol=1e-12)
+
+
+def work_static(rank: int) -> dict[str, Any]:
+    net = DistributedDataParallel(to_shard(), static_graph=True)
+    images, labels = batch(count=4)
+    found = two_steps(net, images[rank::NUM_PROCESSES].double(), labels[rank::NUM_PROCESSES])
+    bare = {key: {name.removeprefix("module."): value for name, value in each.items()} for key, each in found.items() if isinstance(each, dict)}
+    return {**found, **bare}
+
+
+def test_two_ranks_of_a_static_graph_learn_what_one_process_learns(ranks: list[dict[str, Any]]) -> None:
+    images, labels = batch(count=4)
+    alone = two_steps(to_shard(), images.double(), labels)
+    for found in ranks:
+        torch.testing.assert_close(found["static"], alone, rtol=1e-9, atol=1e-12)
 
 
 def work_refused() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imachsr.core.layout import MAX_PREFIX, extent, find_layout, to_nchw, token_grid, token_grid_or_none
+from imachsr.core.layout import MAX_PREFIX, extent, find_layout, to_nchw, token_grid, token_grid_or_none, volume_of
 from imachsr.core.types import Layout
 
 SIZE, WIDER = (32, 64), (32, 96)
@@ -34,6 +34,19 @@ def test_volumes_are_told_by_their_rank() -> None:
     first, second = (torch.zeros(shape_of("NCDHW", batch, 5, size, 2)) for batch, size in ((2, (8, 16, 16)), (3, (8, 16, 48))))
     assert find_layout(first, second, (8, 16, 16)) == "NCDHW"
     assert find_layout(first[:, :, 0], second[:, :, 0], (8, 16, 16)) is None
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 8, 24])
+@pytest.mark.parametrize("wider", [0, 32])
+def test_volumes_with_channels_last_are_told_from_those_with_channels_first(channels: int, wider: int) -> None:
+    size = (8, 12, 20)  # at half of it the channels might be the width, were it not for the width that grew
+    if wider == 0 and 4 <= channels <= 6:
+        pytest.skip("of one size alone, a width like the number of channels cannot be told from it")
+    first, second = (torch.zeros(shape_of("NCDHW", batch, channels, (8, 12, width), 2)) for batch, width in ((2, 20), (3, 20 + wider)))
+    assert find_layout(first, second, size, wider=wider) == "NCDHW"
+    first, second = (each.movedim(1, -1) for each in (first, second))
+    assert find_layout(first, second, size, wider=wider) == "NDHWC"
+    assert extent(first, "NDHWC", size) == (channels, (24, 10))
 
 
 @pytest.mark.parametrize(
@@ -117,3 +130,6 @@ def test_slices_of_a_volume_are_laid_below_each_other() -> None:
     assert image.shape == (2, 3, 20, 6)
     for d in range(4):
         assert torch.equal(image[:, :, d * 5 : (d + 1) * 5], volume[:, :, d])
+    last = volume.movedim(1, -1)
+    assert torch.equal(to_nchw(last, "NDHWC", (8, 10, 12)), image)
+    assert volume_of(last, "NDHWC") == volume_of(volume, "NCDHW") == (4, 5, 6)

@@ -207,6 +207,9 @@ def test_one_loss_a_tap() -> None:
         ({"loss": Dice}, TypeError, r"write Dice\(\)"),
         ({"loss": nn.MSELoss()}, TypeError, "`loss` must have `family`, `make_adapter` and `__call__`, but got MSELoss"),
         ({"entropy": "chanel"}, ValueError, "`entropy` must be one of"),
+        ({"schedule": "cosin", "total_steps": 9}, ValueError, "`schedule` must be one of .*, but got 'cosin'; nearest: 'cosine'"),
+        ({"schedule": Cosine, "total_steps": 9}, TypeError, "`schedule` must be a name, or an object called"),
+        ({"schedule": "cosine"}, ValueError, "`total_steps` must be given for the schedule 'cosine'"),
         ({"standard": "detph"}, ValueError, "nearest: 'depth'"),
         ({"standard": ExplicitStandard(layers=("stage3",))}, ValueError, r"'stage3' is no layer of this model; nearest: 'stage\d'"),
         ({"example": torch.zeros(3, 32, 32)}, ValueError, "`example` must be images"),
@@ -300,6 +303,20 @@ def test_an_own_output_loss_may_read_a_single_score() -> None:
     assert torch.equal(net(nets.images(), labels).output, F.binary_cross_entropy_with_logits(model(nets.images())[:, 0], labels.float()))
 
 
+def test_a_loss_that_reads_the_output_refuses_one_of_other_classes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    net = IMacHSR(
+        model,
+        example=nets.images(),
+        num_classes=2,
+        standard=lambda _: ["1"],
+        loss="synergy",
+        output_loss=lambda output, labels, ignore_index: output.square().mean(),
+    )
+    with pytest.raises(ValueError, match="must give `num_classes` = 2 scores a pixel for the side loss 'synergy', but gives 1"):
+        net(nets.images(), nets.labels().clamp(max=1))
+
+
 @pytest.mark.parametrize("how", ["dict", "namespace"])
 def test_structured_outputs_are_trained_through_their_scores(how: str) -> None:
     net = IMacHSR(nets.Wrapped(how), example=nets.images(), num_classes=3, standard=lambda _: ["body"], output_loss=CrossEntropy(aux_weight=0.5))
@@ -335,6 +352,78 @@ def test_taps_of_every_layout_train(layout: str) -> None:
     assert tuple(image.shape) == (2, net.taps[0].layer.channels, net.taps[0].layer.height, net.taps[0].layer.width)
     at = TapLabels(nets.labels(2, 32, 64), 3, 255).at(tuple(image.shape[-2:]))
     torch.testing.assert_close(losses.side[address], net.losses[0](net.adapters[0](image), at))
+
+
+class LastVolumes(nn.Module):
+    """Blocks that see ``[B, D, H, W, C]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.mlp, self.head = nn.Conv3d(1, 24, 4, 4), nn.Linear(24, 24), nn.Conv3d(24, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.mlp(self.patch(x).movedim(1, -1))
+        return F.interpolate(self.head(hidden.movedim(-1, 1)), size=x.shape[2:])
+
+
+def test_volumes_with_channels_last_are_scored_voxel_by_voxel() -> None:
+    net = build(LastVolumes(), example=torch.randn(2, 1, 16, 32, 40), standard=lambda _: ["mlp"], loss="brier")
+    assert net.taps[0].layer.layout == "NDHWC"
+    assert net.taps[0].layer.channels == 24
+    images, labels = torch.randn(2, 1, 8, 32, 24), torch.randint(0, 3, (2, 8, 32, 24))  # another depth and width than the example's
+    losses = net(images, labels)
+    features = net.backbone.mlp(net.backbone.patch(images).movedim(1, -1)).movedim(-1, 1)
+    p = net.adapters[0](features.flatten(2, 3)).softmax(1).unflatten(2, (2, 8))
+    target = F.avg_pool3d(F.one_hot(labels, 3).movedim(-1, 1).float(), 4)
+    torch.testing.assert_close(losses.side["mlp"], (p - target).square().sum(1).mean())
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (48, 96)])
+@pytest.mark.parametrize("how", ["resized", "padded"])
+def test_tokens_of_a_model_with_an_input_size_of_its_own_are_found(how: str, height: int, width: int) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = nets.Vit()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "resized":
+                return F.interpolate(self.vit(F.interpolate(x, size=(32, 32 * width // height))), size=x.shape[2:])
+            return self.vit(F.pad(x, (0, -x.shape[3] % 64, 0, -x.shape[2] % 64)))[..., : x.shape[2], : x.shape[3]]
+
+    net = build(Own(), example=nets.images(2, height, width), standard=lambda _: ["vit.blocks.2"])
+    assert list(net(nets.images(2, height, width), nets.labels(2, height, width)).side) == ["vit.blocks.2"]
+
+
+@pytest.mark.parametrize("case", ["autocast inside", "images cast inside", "images of bytes"])
+def test_adapters_read_what_a_model_computes_in(case: str) -> None:
+    class Own(nets.Encoder):
+        def forward(self, x: Tensor) -> Tensor:
+            if case == "images cast inside":
+                return super().forward(x.bfloat16()).float()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast inside"):
+                return super().forward(x.float())
+
+    images = nets.images().clamp(0, 1).mul(255).byte() if case == "images of bytes" else nets.images()
+    model = Own().bfloat16() if case == "images cast inside" else Own()
+    net = build(model, example=images)
+    losses = net(images, nets.labels())
+    losses.total.backward()
+    assert all(bool(parameter.grad.any()) for parameter in net.parameters())
+    plain = build(nets.Encoder(), example=images.float())
+    plain.load_state_dict(net.state_dict())
+    theirs = plain(images.float(), nets.labels())
+    torch.testing.assert_close(losses.side, theirs.side, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("part", "what"), [("", "it is"), ("stage2", "its module 'stage2' is")])
+def test_a_model_that_is_compiled_already_is_told_the_order(part: str, what: str) -> None:
+    model = nets.Encoder()
+    model.get_submodule(part).compile(backend="eager")
+    with pytest.raises(ValueError, match=f"the model must be wrapped before it is compiled, but {what} compiled already"):
+        build(model)
+    with pytest.raises(ValueError, match="the model must be wrapped before it is compiled"):
+        build(torch.compile(nets.Encoder(), backend="eager"))
 
 
 def test_without_gradients_the_terms_are_the_same_and_need_none() -> None:
@@ -397,6 +486,56 @@ def test_a_tap_missed_too_often_in_a_row_is_an_error() -> None:
         step()
     with pytest.raises(RuntimeError, match="tap 'stage2' must fire, but was missed by 20 consecutive forwards; choose another layer"):
         step()
+
+
+class TrainsAnother(nn.Module):
+    """With a head that runs in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nets.Block(3, 8, 2), nn.Conv2d(8, 3, 1)
+        self.aux = nn.Sequential(nets.Block(8, 8, 1), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(x)
+        given = {"out": F.interpolate(self.head(hidden), size=x.shape[2:])}
+        return {**given, "aux": F.interpolate(self.aux(hidden), size=x.shape[2:])} if self.training else given
+
+
+def test_what_runs_in_training_alone_is_no_miss_in_evaluation() -> None:
+    net = build(TrainsAnother(), standard=lambda _: ["body", "aux.0"])
+    assert list(net(nets.images(), nets.labels()).side) == ["body", "aux.0"]
+    net.eval()
+    for _ in range(MAX_CONSECUTIVE_MISSES + 1):
+        assert list(net(nets.images(), nets.labels()).side) == ["body"]
+    assert net.misses == {}
+
+
+def test_a_module_that_was_replaced_after_wrapping_is_told_at_once() -> None:
+    net = build(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)), standard=lambda _: ["1"])
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net).eval()  # it trains on GPUs alone
+    with pytest.raises(RuntimeError, match=r"module '1' of tap '1' must be the one that was wrapped, but was replaced since; .* then wrap it"):
+        converted(nets.images(), nets.labels())
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net.unwrap()).eval()
+    again = build(nn.Sequential(*converted), standard=lambda _: ["2"]).eval()
+    assert list(again(nets.images(), nets.labels()).side) == ["2"]
+
+
+def test_unwrapping_gives_the_model_as_it_was() -> None:
+    model = nets.Encoder()
+    before = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
+    other = build(model)
+    net = build(model)
+    net(nets.images(), nets.labels()).total.backward()
+    assert net.unwrap() is model
+    assert list(other(nets.images(), nets.labels()).side) == ["stage1", "stage2"]  # of two wraps each takes off its own
+    copied = copy.deepcopy(other)
+    for each in (other.unwrap(), copied.unwrap()):
+        assert {name: dict(module._forward_hooks) for name, module in each.named_modules()} == before
+    assert b"imachsr" not in pickle.dumps(model)
+    with pytest.raises(RuntimeError, match=r"a net must hold its model to train it, but `unwrap\(\)` gave that back; wrap the model again"):
+        net(nets.images(), nets.labels())
+    assert torch.equal(net(nets.images()), model(nets.images()))
 
 
 def test_of_a_reused_module_each_call_is_missed_alone() -> None:

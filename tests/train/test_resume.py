@@ -80,8 +80,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     state = state_of(folder)
     assert state["step"] == STEPS
     assert state["scaler"]["_growth_tracker"] > 0
-    assert set(state["balance"][0]) == {0, 1}
-    assert state["net"]["_extra_state"] == {"step": 2 * STEPS}
+    assert bool((state["balance"][0] > 0).all())
+    assert state["net"]["_extra_state"] == 2 * STEPS
     return state
 
 
