@@ -172,7 +172,7 @@ def test_a_sharded_training_goes_on_from_one_rank_where_nothing_is_sharded_and_o
         assert moved == pytest.approx(one, rel=1e-3)
     one, other = (checkpoint.load(found["folder"] / name) for name in ("fsdp", "fsdp121"))
     for key, value in one["net"].items():
-        if isinstance(value, torch.Tensor):
+        if key != "balance._extra_state":  # what the last backward of one rank showed, which sees its own part of a batch
             torch.testing.assert_close(other["net"][key], value, rtol=1e-3, atol=1e-5)
     moments = [state["optimizer"]["state"]["backbone.head.weight"] for state in (one, other)]
     assert set(moments[0]) == {"step", "exp_avg", "exp_avg_sq"}
