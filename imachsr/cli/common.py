@@ -146,7 +146,7 @@ def about_data(data: Path | None, key: str) -> Iterator[None]:
 
 def yaml_path(path: Path) -> str:
     """The path as a YAML text, absolute: workers and later commands may run in another folder."""
-    return json.dumps(str(path.expanduser().absolute()))
+    return json.dumps(str(path.expanduser().absolute()), ensure_ascii=False)  # YAML reads an escaped pair of surrogates as two characters
 
 
 def open_tracker(folder: Path, mode: str, project: str, sweep: Mapping[str, Any] | None = None) -> "Combined":

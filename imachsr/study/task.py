@@ -81,7 +81,7 @@ def _beyond(run: Run, folder: Path, scoring: Mapping[str, Any]) -> dict[str, flo
         _, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"))
         found |= score_corrupted(model, held_out, run.data.class_names, Corrupted(**wanted), placement=placement)
     for name, overrides in scoring.get("also_on", {}).items():
-        given = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
         row = evaluate(folder, split="val", overrides=given)
         found |= {f"{name}/{key.removeprefix('val/')}": value for key, value in row.items() if not key.startswith("val/iou/")}
     return found

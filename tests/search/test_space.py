@@ -138,6 +138,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "reduction of one": ({"scheduler": {"reduction": 1}}, "scheduler.reduction: `reduction >= 2` must hold, but got 1"),
     "no seed": ({"seeds": []}, "seeds: .*at least 1 item"),
     "negative seed": ({"seeds": [-1]}, "seeds.0: .*but got -1"),
+    "seed that no generator takes": ({"seeds": [0, 2**32]}, "seeds.1: .*4294967296"),
     "equal seeds": ({"seeds": [1, 1], "budget": {"trials": 4}}, r"seeds: must differ, but got \[1, 1\]"),
     "seed of the base run": ({"run": {"seed": 5}}, r"run.seed: must be one of `seeds` \[0\], .*but got 5"),
     "searched seed": ({"space": {"seed": {"int": [0, 5]}}}, "space.seed: must not be set here"),

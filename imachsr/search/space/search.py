@@ -54,7 +54,7 @@ class Search(Part):
     constraints: tuple[Constraint, ...] = ()
     points: tuple[dict[str, Any], ...] = ()
     arms: tuple[Arm, ...] = (Arm.model_validate({"name": "baseline", "set": OUTPUT_ONLY}),)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
     metric: Metric = Metric()
     also: tuple[Metric, ...] = ()
     scheduler: Scheduler = Scheduler()
