@@ -64,7 +64,7 @@ def loaded_by(code: str, *names: str) -> set[str]:
 
 
 def test_the_package_itself_imports_nothing_heavier_than_torch() -> None:
-    assert loaded_by("import imachsr", "torch", *HEAVY) == {"torch"}
+    assert loaded_by("import imachsr", "torch", "torch._dynamo", *HEAVY) == {"torch"}  # the compiler takes a second
 
 
 def test_that_test_can_fail() -> None:

@@ -6,14 +6,14 @@ overconfident features. Symbols: h features ``[B, C, h, w]``, V valid pixels, p 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from imachsr.core.labels import SideLabels
-from imachsr.core.messages import nearest, require
+from imachsr.core.messages import by_name, require
 from imachsr.core.types import in_full
 
 _CHUNK = 2**18
@@ -240,10 +240,7 @@ def parse_regularizer(entropy: "str | Regularizer") -> "Regularizer":
 
     """
     if isinstance(entropy, str):
-        known = {member.kind: member for member in get_args(Regularizer)}
-        if entropy not in known:
-            raise ValueError(f"`entropy` must be one of {sorted(known)}, but got {entropy!r}; {nearest(entropy, known)}")
-        made: Regularizer = known[entropy]()
+        made: Regularizer = by_name("entropy", entropy, Regularizer)
         return made
     if isinstance(entropy, type) or not callable(entropy):
         raise TypeError(f"`entropy` must be a name, None or an object called (features, labels), but got {entropy!r}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from imachsr.core.layout import extent, find_layout
 from imachsr.core.output import logits_of
@@ -157,8 +156,8 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """A graph that was compiled before sees no hook that comes later."""
-    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
+    """A graph that was compiled before sees no hook that comes later. Told by what torch.compile leaves, since importing its class takes a second."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 def _is_grown(calls: list[Call], more: list[Call]) -> bool:

@@ -126,10 +126,11 @@ class Ohem(_OutputLoss):
         is_valid = labels != ignore_index
         losses = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
         # Of one shape whatever the labels are, so that a graph can be compiled: void pixels come last, behind what a loss >= 0 can be.
-        hardest = torch.where(is_valid, losses, -1.0).flatten().sort(descending=True).values
+        most = max(1, round(self.keep * losses.numel()))
+        hardest = torch.where(is_valid, losses, -1.0).flatten().topk(most).values
         num_valid = is_valid.sum()
         count = (self.keep * num_valid).round().clamp(min=1)
-        is_kept = torch.arange(len(hardest), device=logits.device) < torch.minimum(count, num_valid)
+        is_kept = torch.arange(most, device=logits.device) < torch.minimum(count, num_valid)
         return torch.where(is_kept, hardest, 0.0).sum() / count
 
 

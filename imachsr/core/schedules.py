@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from imachsr.core.messages import nearest, require
+from imachsr.core.messages import by_name, require
 
 Profile = Literal["uniform", "exp", "linear_depth"]
 
@@ -126,10 +126,7 @@ def parse_schedule(schedule: "str | Schedule") -> "Schedule":
 
     """
     if isinstance(schedule, str):
-        known = {member.kind: member for member in get_args(Schedule)}
-        if schedule not in known:
-            raise ValueError(f"`schedule` must be one of {sorted(known)}, but got {schedule!r}; {nearest(schedule, known)}")
-        made: Schedule = known[schedule]()
+        made: Schedule = by_name("schedule", schedule, Schedule)
         return made
     if isinstance(schedule, type) or not callable(schedule):
         raise TypeError(f"`schedule` must be a name, or an object called (progress), but got {schedule!r}")

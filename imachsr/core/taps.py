@@ -113,8 +113,8 @@ class Recorder:
 
     def _check_wrapped(self, model: nn.Module, tap: Tap) -> None:
         name = tap.layer.module
-        hooks = dict(model.named_modules())[name]._forward_hooks.values()
-        if not any(isinstance(hook, _TapHook) and hook.recorder is self for hook in hooks):
+        module = dict(model.named_modules()).get(name)
+        if module is None or not any(isinstance(hook, _TapHook) and hook.recorder is self for hook in module._forward_hooks.values()):
             raise RuntimeError(
                 f"module {name!r} of tap {tap.layer.address!r} must be the one that was wrapped, but was replaced since; change the model first "
                 "(SyncBatchNorm.convert_sync_batchnorm, quantization, adapters), then wrap it"

@@ -126,6 +126,6 @@ class Losses:
         return {**{f"side/{key}": value for key, value in self.side.items()}, **{f"entropy/{key}": value for key, value in self.entropy.items()}}
 
 
-# DDP with a static graph and FSDP hook into the tensors that they find in what forward gives; in a class that they do not know they find none, and
-# the ranks' gradients would stay apart without a word.
+# DDP with a static graph hooks into the tensors that it finds in what forward gives; in a class that it does not know it finds none, and the ranks'
+# gradients would stay apart without a word.
 torch.export.register_dataclass(Losses, serialized_type_name="imachsr.Losses")

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from imachsr.core.losses.metric import MetricLoss
 from imachsr.core.losses.overlap import OverlapLoss
 from imachsr.core.losses.protocol import AnySideLoss
 from imachsr.core.losses.scores import ScoreLoss
 from imachsr.core.losses.structure import StructureLoss
-from imachsr.core.messages import nearest, require
+from imachsr.core.messages import by_name, require
 from imachsr.core.types import Tap
 
 ALIASES = {"pixel_contrast": "infonce"}
@@ -24,11 +24,7 @@ def parse_side_loss(loss: "str | AnySideLoss") -> AnySideLoss:
 
     """
     if isinstance(loss, str):
-        known = {member.kind: member for member in get_args(SideLoss)}
-        name = ALIASES.get(loss, loss)
-        if name not in known:
-            raise ValueError(f"`loss` must be one of {sorted(known)}, but got {loss!r}; {nearest(loss, known)}")
-        made: AnySideLoss = known[name]()
+        made: AnySideLoss = by_name("loss", ALIASES.get(loss, loss), SideLoss)
         return made
     if isinstance(loss, type):
         raise TypeError(f"`loss` must be a side loss, but got its class; write {loss.__name__}()")
