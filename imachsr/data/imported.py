@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.samples import Dataset, Progress, Samples, Split, check_split, untold
+from imachsr.data.samples import Dataset, NoSplitError, Progress, Samples, Split, check_split, untold
 from imachsr.importing import blaming, call_object
 
 
@@ -60,12 +60,18 @@ class Imported:
             progress: Not called: the object tells nothing.
 
         Raises:
+            NoSplitError: If the object says so.
             ValueError: If it fails, or gives no :class:`Samples`, none at all, or a label outside the classes.
         """
         check_split(split)
-        made = self._made
+        made, missing = self._made, None
         with blaming(f"load({split!r}) of {self.path!r}", self.path):
-            samples = made.load(split)
+            try:
+                samples = made.load(split)
+            except NoSplitError as error:
+                missing = error
+        if missing is not None:
+            raise missing
         if not isinstance(samples, Samples):
             raise ValueError(f"load({split!r}) of {self.path!r} must give imachsr.data.Samples, but gave {type(samples).__name__}")
         if not len(samples):

@@ -1,14 +1,41 @@
 """A selection split of contiguous blocks, so that neighbouring video frames are never on both sides."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imachsr.data.samples import Samples
 
 
-def sequence_of(name: str) -> str:
-    """The sequence that a frame belongs to: its name up to the last underscore."""
-    return name.rpartition("_")[0]
+def sequences_of(names: Sequence[str]) -> dict[str, list[int]]:
+    """Indices of the frames of each sequence, in order of time.
+
+    A sequence is what is equal up to the last underscore; its frames are in the order of the numbers in their names, however they are listed.
+    What all names end with behind that, such as ``_rgb`` or ``_leftImg8bit``, is no part of them.
+
+    Args:
+        names: Of the frames.
+    """
+    stems = _without_kind(names)
+    found: dict[str, list[int]] = {}
+    for index, stem in enumerate(stems):
+        found.setdefault(stem.rpartition("_")[0], []).append(index)
+    return {name: sorted(frames, key=lambda index: _natural(stems[index])) for name, frames in found.items()}
+
+
+def _without_kind(names: Sequence[str]) -> list[str]:
+    stems = list(names)
+    while len(stems) > 1:
+        last = {stem.rpartition("_")[2] for stem in stems}
+        if len(last) > 1 or not re.match(r"[^\W\d]", kind := last.pop()) or not all("_" in stem for stem in stems):
+            break
+        stems = [stem.removesuffix(f"_{kind}") for stem in stems]
+    return stems
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sorts frame_9 before frame_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4, guard: int = 2) -> tuple[list[int], list[int]]:
@@ -17,7 +44,7 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
     Too short is a sequence of which a block would leave nothing to train on, or that gives no block.
 
     Args:
-        names: Frames in order of time within each sequence.
+        names: Of the frames; see :func:`sequences_of`.
         fraction: Share that is selected, in (0, 1).
         blocks: Blocks a sequence, >= 1, with equal gaps; fewer where there are fewer frames to select.
         guard: Frames dropped on either side of a block, >= 0, because they look like the block's own.
@@ -32,9 +59,7 @@ def block_split(names: Sequence[str], *, fraction: float = 0.25, blocks: int = 4
         raise ValueError(f"`0 < fraction < 1` must hold, but got {fraction}")
     if blocks < 1 or guard < 0:
         raise ValueError(f"`blocks >= 1` and `guard >= 0` must hold, but got {blocks} and {guard}")
-    sequences: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        sequences.setdefault(sequence_of(name), []).append(index)
+    sequences = sequences_of(names)
     train: list[int] = []
     select: list[int] = []
     short_count = short_selected = 0

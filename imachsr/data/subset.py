@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from imachsr.data.samples import Samples
-from imachsr.data.splits import Selection, sequence_of
+from imachsr.data.samples import Samples, Split
+from imachsr.data.splits import Selection, sequences_of
+
+_LEAST = 5
+"""Frames; a share of fewer, rounded, would be off by more than a tenth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,8 +15,8 @@ class Subset:
     """Which of the training samples are trained on.
 
     Args:
-        share: Of the samples of each sequence, in (0, 1], evenly spread over its frames: the same ones for every seed and method. Sequences that are
-            too short for that, such as the single frames of Cityscapes, are shared as if they were one.
+        share: Of the samples of each sequence, in (0, 1], evenly spread over its frames: the same ones for every seed and method. Sequences of which
+            that would be fewer than five frames, such as the single ones of Cityscapes, are shared as if they were one.
         hold_out: A sequence of train that is not trained on, and scored on in place of val: how a model does on a street that it has never seen
             (in quotes where YAML reads it as a number: "0016E5").
             null: val is scored on.
@@ -49,9 +52,26 @@ class Subset:
             train = train.subset(kept)
         return train, val() if held_out is None else held_out
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits of the data that a training is made and scored on; val need not be there where a sequence of train is held out."""
+        return ("train", "val") if self.hold_out is None else ("train",)
+
+    def scored(self, train: Callable[[], Samples], val: Callable[[], Samples]) -> Samples:
+        """The samples to score on; either split is loaded only where it is needed.
+
+        Args:
+            train: Gives all training samples.
+            val: Gives the validation samples.
+
+        Raises:
+            ValueError: If the sequence to be held out is none of train.
+        """
+        return val() if self.hold_out is None else self._without(self.hold_out, train())[1]
+
     @staticmethod
     def _without(name: str, train: Samples) -> tuple[Samples, Samples]:
-        sequences = _sequences(train)
+        sequences = sequences_of(train.names)
         if name not in sequences or len(sequences) < 2:
             known = ", ".join(sequences) if len(sequences) <= 20 else f"{len(sequences)} others, such as {', '.join(list(sequences)[:5])}"
             raise ValueError(f"`hold_out` must be one of several sequences of train, but got {name!r}; train has {known}")
@@ -59,19 +79,11 @@ class Subset:
         return train.subset([index for index in range(len(train)) if index not in out]), train.subset(sorted(out))
 
 
-def _sequences(samples: Samples) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for index, name in enumerate(samples.names):
-        found.setdefault(sequence_of(name), []).append(index)
-    return found
-
-
 def _parts(samples: Samples, share: float) -> list[list[int]]:
-    """Frames that are shared out together: of each sequence, and of all together whose share, or what it leaves, is less than a frame."""
-    sequences = _sequences(samples).values()
-    short = {frames[0] for frames in sequences if len(frames) * min(share, 1 - share) < 1}
-    pooled = sorted(index for frames in sequences if frames[0] in short for index in frames)
-    return [*(frames for frames in sequences if frames[0] not in short), *([pooled] if pooled else [])]
+    """Frames that are shared out together: of each sequence, and of all together whose share, or what it leaves, would be rounded too much."""
+    sequences = sequences_of(samples.names).values()
+    short = [frames for frames in sequences if len(frames) * min(share, 1 - share) < _LEAST]
+    return [*(frames for frames in sequences if frames not in short), *([[index for frames in short for index in frames]] if short else [])]
 
 
 def _spread(frames: list[int], share: float) -> list[int]:

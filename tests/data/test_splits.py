@@ -10,7 +10,11 @@ import torch
 
 from imachsr.data.camvid import CamVid
 from imachsr.data.samples import Samples
-from imachsr.data.splits import Selection, block_split, sequence_of
+from imachsr.data.splits import Selection, block_split, sequences_of
+
+
+def sequence_of(name: str) -> str:
+    return name.rpartition("_")[0]
 
 
 def frames(**counts: int) -> list[str]:
@@ -137,6 +141,35 @@ def test_short_sequences_beside_long_ones_leave_those_as_they_are() -> None:
 def test_the_rule_for_sequences_is_told_when_a_side_is_empty() -> None:
     with pytest.raises(ValueError, match="names that are equal up to the last underscore are one sequence, and these make 1"):
         block_split(["001", "002"], fraction=0.1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_neighbours_in_time_stay_apart_however_they_are_listed_and_called(seed: int) -> None:
+    draw = random.Random(seed)
+    kind = draw.choice(["", "_rgb", "_leftImg8bit", "_raw_v2"])
+    width = draw.choice([1, 6])  # 1: frame_9 and frame_10
+    names = [f"{street}_{index:0{width}d}{kind}" for street in ("north", "south_2") for index in range(60)]
+    draw.shuffle(names)
+    train, select = block_split(names, fraction=0.25, blocks=2, guard=2)
+    assert len(select) == 30
+    assert len(train) == 120 - 30 - 2 * 2 * 4
+
+    def places(chosen: list[int], street: str) -> list[int]:
+        return [int(names[index].removesuffix(kind).rpartition("_")[2]) for index in chosen if names[index].startswith(street)]
+
+    for street in ("north", "south"):
+        assert min(abs(a - b) for a in places(train, street) for b in places(select, street)) > 2
+
+
+def test_a_sequence_is_what_is_equal_up_to_the_frame() -> None:
+    assert sequences_of(["a_2", "a_10", "b_1", "a_1"]) == {"a": [3, 0, 1], "b": [2]}
+    assert sequences_of(["a_1_rgb", "a_0_rgb"]) == {"a": [1, 0]}
+    assert sequences_of(["Seq05VD_f00030", "Seq05VD_f00000"]) == {"Seq05VD": [1, 0]}
+    # The 19th frame of each of Cityscapes' sequences: a number is no kind.
+    assert list(sequences_of(["aachen_000000_000019", "aachen_000001_000019"])) == ["aachen_000000", "aachen_000001"]
+    assert sequences_of(["rgb", "rgb"]) == {"": [0, 1]}
+    assert sequences_of(["frame-10", "frame-9"]) == {"": [1, 0]}
+    assert sequences_of([]) == {}
 
 
 @pytest.mark.parametrize(("count", "guard", "sides"), [(1, 0, "1 to train on and 0"), (8, 5, "8 to train on and 0"), (0, 0, "0 to train on and 0")])

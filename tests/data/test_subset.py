@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from imachsr.data.samples import Samples
-from imachsr.data.splits import Selection, sequence_of
+from imachsr.data.splits import Selection
 from imachsr.data.subset import Subset
+
+
+def sequence_of(name: str) -> str:
+    return name.rpartition("_")[0]
 
 
 def samples(**counts: int) -> Samples:
@@ -50,6 +54,20 @@ def test_single_frames_are_shared_as_if_they_were_one_sequence(share: float, exp
     mixed, _ = Subset(share=share).split(samples(**names, long=40), lambda: VAL)
     assert mixed.names == (*train.names, *(f"long_{frame:03d}" for frame in range(40) if f"long_{frame:03d}" in mixed.names))
     assert len(mixed) == 2 * expected
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 7])
+@pytest.mark.parametrize("share", [0.125, 0.3, 0.5, 0.9])
+def test_many_short_sequences_give_their_share_and_no_more(length: int, share: float) -> None:
+    train, _ = Subset(share=share).split(samples(**{f"s{number:02d}": length for number in range(40)}), lambda: VAL)
+    assert len(train) == round(40 * length * share)
+
+
+def test_frames_are_shared_in_order_of_time_however_they_are_listed() -> None:
+    train = samples(a=40)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).tolist()
+    mixed, _ = Subset(share=0.25).split(train.subset(order), lambda: VAL)
+    assert sorted(mixed.names) == list(Subset(share=0.25).split(train, lambda: VAL)[0].names)
 
 
 def test_a_held_out_sequence_is_scored_on_and_never_trained_on() -> None:
