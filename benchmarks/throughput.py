@@ -56,8 +56,8 @@ from imachsr.config.schema import Run
 from imachsr.data.scenes import CLASSES, draw_scene
 from imachsr.data.transforms import augment_batch
 from imachsr.train.device import Machine, Placement, decide
-from imachsr.train.evaluate import score
 from imachsr.train.loop import train
+from imachsr.train.score import score
 
 MODELS = ("unet/resnet18", "unet/mobilenet_v2", "deeplabv3plus/resnet18", "segformer/mit_b0")
 SIZES = ("96x128", "256x320", "360x480")

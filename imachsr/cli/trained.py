@@ -61,9 +61,9 @@ def evaluate(
     from imachsr.data import Split
     from imachsr.data.corruptions import SEVERITIES
     from imachsr.train import checkpoint
-    from imachsr.train.evaluate import Corrupted
     from imachsr.train.evaluate import evaluate as score
     from imachsr.train.metrics import Reliability
+    from imachsr.train.score import Corrupted
 
     if reliability and corruptions is not None:
         raise ConfigError("--reliability must go without --corruptions, whose scores are means over many passes")

@@ -51,6 +51,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
     Raises:
         ConfigError: If the model and the method do not fit; the message says how.
     """
+    check_output_loss(run, num_classes)
     model = build_model(run, num_classes)
     example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(run.seed))
     method = run.method
@@ -84,6 +85,17 @@ def output_loss(run: Run) -> Callable[..., Any]:
     """The loss of the model's output."""
     loss: Callable[..., Any] = _called("output_loss", run.output_loss, 2, {"ignore_index": IGNORE_INDEX})
     return loss
+
+
+def check_output_loss(run: Run, num_classes: int) -> None:
+    """Refuse a loss of the output that fits another number of classes.
+
+    Raises:
+        ConfigError: If its weights are not one a class.
+    """
+    weights = getattr(run.output_loss, "class_weights", None)
+    if weights is not None and len(weights) != num_classes:
+        raise ConfigError(f"output_loss.class_weights: must have {num_classes} values, one a class, but got {len(weights)}")
 
 
 def selection_standard(run: Run) -> Any:

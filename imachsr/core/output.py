@@ -16,22 +16,39 @@ AnyOutputLoss = Callable[..., Tensor]
 
 
 def logits_of(output: Any) -> Tensor:
-    """Class scores ``[B, K, h, w]`` (``[B, K]`` of a classifier) of a model's output: a tensor, ``output["out"]``, or ``output.logits``.
+    """Class scores ``[B, K, h, w]`` (``[B, K]`` of a classifier) of a model's output.
+
+    Args:
+        output: A tensor; a mapping with ``out`` or ``logits``, or with one tensor alone, whatever its key; an object with ``.logits``; or a sequence
+            that begins with a tensor.
 
     Raises:
         TypeError: If the output is none of these.
 
     """
-    if isinstance(output, Mapping) and "out" in output:
-        output = output["out"]
+    if isinstance(output, Mapping):
+        found: Any = _of_mapping(output)
+    elif isinstance(output, Tensor):
+        found = output
     elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        output = output[0]
-    if not isinstance(output, Tensor):
-        known = "a tensor, a tuple that begins with one, a mapping with 'out', or have `.logits`"
-        raise TypeError(f"the model's output must be {known}, but got {type(output).__name__}")
-    return output
+        found = output.logits
+    else:
+        found = output[0] if isinstance(output, (tuple, list)) and output else None
+    if not isinstance(found, Tensor):
+        known = "a tensor, a tuple that begins with one, a mapping with 'out' or 'logits' or one tensor alone, or have `.logits`"
+        keys = f" with the keys {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        raise TypeError(f"the model's output must be {known}, but got {type(output).__name__}{keys}")
+    return found
+
+
+def _of_mapping(output: Mapping[Any, Any]) -> Any:
+    for key in ("out", "logits"):
+        if isinstance(output.get(key), Tensor):
+            return output[key]
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits  # type: ignore[attr-defined]
+    tensors = [value for value in output.values() if isinstance(value, Tensor)]
+    return tensors[0] if len(tensors) == 1 else None
 
 
 def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:

@@ -182,7 +182,7 @@ def rehearse(search: Search) -> dict[str, str]:
         run = search.run_of(arm.set_, name=arm.name, seed=search.seeds[0])
         data = json.dumps([run_to_dict(run)[part] for part in ("data", "subset")], sort_keys=True)
         if data not in loaded:
-            splits: tuple[Split, ...] = ("train",) if search.score_on == "select" and search.confirm is None else ("train", "val")
+            splits: tuple[Split, ...] = ("train",) if search.score_on == "select" and search.confirm is None else run.subset.splits
             whole: dict[str, Samples] = {split: run.data.load(split) for split in splits}
             cut = search.selection if search.score_on == "select" else None
             loaded[data] = run.subset.split(whole["train"], partial(whole.__getitem__, "val"), selection=cut)[0]

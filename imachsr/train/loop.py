@@ -21,10 +21,10 @@ from imachsr.train import checkpoint
 from imachsr.train.batches import batch_size
 from imachsr.train.device import Machine, Placement, claim_gpu, decide
 from imachsr.train.epochs import Epochs, Notice, newest
-from imachsr.train.evaluate import score
 from imachsr.train.gallery import Gallery
 from imachsr.train.parallel import Row, parallelise, rank_and_world
 from imachsr.train.recompute import recompute_activations
+from imachsr.train.score import score
 from imachsr.train.state import Progress, Training, make_ema
 from imachsr.train.stopping import StopRequest
 from imachsr.train.stored import newest_apart

@@ -60,7 +60,7 @@ def make_flat(num_classes):
 def make_shy(num_classes):
     class Shy(nn.Module):
         def forward(self, images):
-            return {"scores": images}
+            return {"boxes": images, "masks": images}
     return Shy()
 
 def make_failing(num_classes, error):
@@ -281,7 +281,7 @@ def test_the_family_of_an_own_output_loss_counts_with_and_without_arguments(pack
         ({"model": {"import": "outside_pack.models:make_flat"}}, r"the model's output must be \[2, 2, h, w\] for 2 classes, but is \[2, 2\]"),
         (
             {"model": {"import": "outside_pack.models:make_shy"}},
-            r"the model's output must be a tensor, .*, but got dict",
+            r"the model's output must be a tensor, .*, but got dict with the keys boxes, masks",
         ),
         ({"model": {"import": "outside_pack.models:make_model", "widht": 1}}, "model: .*unexpected keyword argument 'widht'"),
     ],

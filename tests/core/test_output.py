@@ -1,7 +1,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -158,19 +158,42 @@ def test_an_auxiliary_output_counts_by_its_weight(member: Any, weight: float) ->
     torch.testing.assert_close(value, loss(logits, labels) + weight * loss(aux, labels))
 
 
+class WithLogits(dict[str, Any]):
+    """A mapping that has its scores as an attribute alone."""
+
+    def __init__(self, scores: torch.Tensor, of: torch.Tensor) -> None:
+        super().__init__(scores=scores)
+        self.logits = of
+
+
+class Named(NamedTuple):
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
 def test_scores_are_found_in_what_models_give() -> None:
     logits, _ = draw()
     structures = [{"out": logits, "aux": logits + 1}, OrderedDict(out=logits), SimpleNamespace(logits=logits), (logits, None), [logits, logits + 1]]
+    structures += [{"aux": logits + 1, "logits": logits}, {"semantic": logits}, {"semantic": logits, "instances": None}]
+    structures += [{"out": None, "logits": logits}, WithLogits(scores=logits + 1, of=logits), Named(logits + 1, logits)]
     for output in (logits, *structures):
         assert logits_of(output) is logits
 
 
 @pytest.mark.parametrize(
     ("output", "name"),
-    [([], "list"), ((None, torch.zeros(1)), "tuple"), ({"scores": torch.zeros(1)}, "dict"), ({"out": 3}, "int"), (None, "NoneType")],
+    [
+        ([], "list"),
+        ((None, torch.zeros(1)), "tuple"),
+        ({"boxes": torch.zeros(1), "masks": torch.zeros(1)}, "dict with the keys boxes, masks"),
+        ({"out": 3}, "dict with the keys out"),
+        (SimpleNamespace(logits=[]), "SimpleNamespace"),
+        (None, "NoneType"),
+    ],
 )
 def test_another_output_is_refused(output: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"must be a tensor, a tuple that begins with one, a mapping with 'out', or have `\.logits`, but got {name}"):
+    known = r"a tensor, a tuple that begins with one, a mapping with 'out' or 'logits' or one tensor alone, or have `\.logits`"
+    with pytest.raises(TypeError, match=f"must be {known}, but got {name}$"):
         logits_of(output)
 
 

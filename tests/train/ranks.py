@@ -17,10 +17,10 @@ from imachsr.config.training import Compute
 from imachsr.core.losses import losses_of
 from imachsr.train import epochs, parallel
 from imachsr.train.device import Placement
-from imachsr.train.evaluate import score
 from imachsr.train.loop import train
 from imachsr.train.metrics import ConfusionMatrix
 from imachsr.train.parallel import agree, mean_over_ranks, parallelise, summed
+from imachsr.train.score import score
 from imachsr.train.step import train_step
 from imachsr.train.stopping import TrainingStopped
 from tests.processes import leave

@@ -20,8 +20,8 @@ from imachsr.core.output import CrossEntropy, Ohem, OutputDice
 from imachsr.data.samples import Samples
 from imachsr.data.transforms import normalize
 from imachsr.train.device import Placement
-from imachsr.train.evaluate import score
 from imachsr.train.parallel import parallelise
+from imachsr.train.score import score
 from tests.processes import leave
 from tests.train.toys import Bands, Tiny
 

@@ -6,15 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from imachsr.config.load import make_run
+from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.data.corruptions import CORRUPTIONS, corrupt
-from imachsr.data.samples import Samples
+from imachsr.data.samples import NoSplitError, Progress, Samples, Split, untold
+from imachsr.data.scenes import Scenes
 from imachsr.data.transforms import normalize
+from imachsr.search.space import make_search
+from imachsr.search.task import rehearse
+from imachsr.study.driver import fingerprints
+from imachsr.study.task import run_to_row
 from imachsr.train import checkpoint
-from imachsr.train.evaluate import Corrupted, evaluate, trained_model
+from imachsr.train.evaluate import evaluate, trained_model
 from imachsr.train.loop import train
 from imachsr.train.metrics import ConfusionMatrix
+from imachsr.train.score import Corrupted
 
 SMALL = {"kind": "scenes", "num_train": 16, "num_val": 6, "size": [32, 64]}
 CAMVID = ("Sky", "Building", "Column_Pole", "Road", "Water", "Tree")
@@ -92,10 +98,23 @@ def test_ways_to_spoil_are_checked_before_anything_is_loaded(given: dict[str, tu
         Corrupted(**given)  # type: ignore[arg-type]
 
 
-def test_a_loss_with_weights_of_all_classes_does_not_hinder_fewer(trained: Path) -> None:
-    weights = "output_loss={kind: cross_entropy, class_weights: [1, 1, 1, 1, 1, 1, 1, 1, 2]}"
+def test_a_loss_with_weights_of_all_classes_does_not_hinder_fewer(trained: Path, tmp_path: Path) -> None:
+    weights = {"kind": "cross_entropy", "class_weights": [1, 1, 1, 1, 1, 1, 1, 1, 2]}
+    raw = {"data": SMALL, "output_loss": weights, "optimizer": {"epochs": 1, "batch_size": 8}, "method": {"alpha": 0, "beta": 0}}
+    train(make_run(raw), output=tmp_path)
     with pytest.warns(UserWarning, match="scored on the 5 classes"):
-        assert evaluate(trained, overrides=[f"data={{import: '{__name__}:Other'}}", weights])["val/loss"] > 0
+        assert evaluate(tmp_path, overrides=[f"data={{import: '{__name__}:Other'}}"])["val/loss"] > 0
+    given = ["output_loss={kind: cross_entropy, class_weights: [1, 1, 1, 1, 1, 1, 1, 1, 3]}"]
+    assert evaluate(trained, overrides=given)["val/loss"] != evaluate(trained)["val/loss"]
+    with (
+        pytest.warns(UserWarning, match="scored on the 5"),
+        pytest.raises(ConfigError, match="output_loss must be left out, since it is of 9 classes, and 5 are scored"),
+    ):
+        evaluate(trained, overrides=[f"data={{import: '{__name__}:Other'}}", *given])
+    with pytest.raises(ConfigError, match="output_loss must be left out, since spoilt images are scored without a loss"):
+        evaluate(trained, overrides=given, corrupted=Corrupted(names=("fog",)))
+    with pytest.raises(ConfigError, match="output_loss.class_weights: must have 9 values, one a class, but got 2"):
+        evaluate(trained, overrides=["output_loss={kind: cross_entropy, class_weights: [1, 2]}"])
 
 
 def test_data_without_a_class_in_common_are_refused(trained: Path) -> None:
@@ -103,22 +122,57 @@ def test_data_without_a_class_in_common_are_refused(trained: Path) -> None:
         evaluate(trained, overrides=[f"data={{import: '{__name__}:Strange'}}"])
 
 
-def test_the_held_out_sequence_is_what_val_is_scored_on(tmp_path: Path) -> None:
+def test_the_held_out_sequence_is_what_val_is_scored_on_and_val_need_not_be_there(tmp_path: Path) -> None:
     raw = {"data": {"import": f"{__name__}:Two"}, "subset": {"hold_out": "b"}, "optimizer": {"epochs": 1, "batch_size": 2}}
     run = make_run({**raw, "method": {"alpha": 0, "beta": 0}})
     result = train(run, output=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert evaluate(tmp_path)["val/miou"] == pytest.approx(result.metrics["val/miou"])
+    both = {"corruptions": {"names": ["fog"], "severities": [3]}, "also_on": {}}
+    row = run_to_row(run_to_dict(run), str(tmp_path / "row"), "data", both)
+    assert row["scores"]["val/miou"] == pytest.approx(result.metrics["val/miou"])
+    assert "corrupted/fog/miou" in row["scores"]
+    assert len(fingerprints([("key", run)], {})) == 1
+    with pytest.raises(NoSplitError):
+        fingerprints([("key", make_run({**raw, "subset": {}}))], {})
+
+
+def test_a_search_whose_runs_hold_a_sequence_out_needs_no_val() -> None:
+    raw = {"data": {"import": f"{__name__}:Two"}, "subset": {"hold_out": "b"}, "optimizer": {"epochs": 1, "batch_size": 2}}
+    whole = {
+        "run": raw,
+        "score_on": "val",
+        "scheduler": {"kind": "none"},
+        "metric": {"name": "val/miou"},
+        "space": {"method.alpha": {"float": [0.1, 1.0]}},
+    }
+    assert set(rehearse(make_search(whole))) == {"train"}
+    with pytest.raises(NoSplitError):
+        rehearse(make_search({**whole, "run": {**raw, "subset": {}}}))
 
 
 class Two:
-    """Two sequences; val is none of them."""
+    """Two sequences, and no val."""
 
     num_classes = 9
     class_names = tuple("abcdefghi")
 
     def load(self, split: str) -> Samples:
-        found = make_run({"data": SMALL}).data.load("train" if split == "train" else "val")
+        if split != "train":
+            raise NoSplitError(f"no {split}")
+        found = make_run({"data": SMALL}).data.load("train")
         names = tuple(f"{'ab'[index % 2]}_{index:03d}" for index in range(len(found)))
-        return Samples(images=found.images, labels=found.labels, names=names if split == "train" else found.names)
+        return Samples(images=found.images, labels=found.labels, names=names)
+
+
+def test_train_is_not_loaded_to_score_val(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, loaded = Scenes.load, []
+
+    def load(self: Scenes, split: Split, *, progress: Progress = untold) -> Samples:
+        loaded.append(split)
+        return real(self, split, progress=progress)
+
+    monkeypatch.setattr(Scenes, "load", load)
+    evaluate(trained)
+    assert loaded == ["val"]
