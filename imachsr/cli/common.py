@@ -57,19 +57,12 @@ def join(address: str | None, *, has_workers: bool = True) -> None:
         os.environ["RAY_ADDRESS"] = address
 
 
-def free(path: Path, suffix: str = "") -> Path:
-    """The path, or with a number behind it when it is taken: a default must never end in an error."""
-    candidate, number = Path(f"{path}{suffix}"), 2
-    while candidate.exists():
-        candidate, number = Path(f"{path}-{number}{suffix}"), number + 1
-    return candidate
-
-
 def result_folder(output: Path | None, name: str, *, resume: bool, foreign: tuple[str, ...], is_stored: bool = False) -> Path:
     """Where results go; refused when one of ``foreign`` shows that it holds a result of another kind, which would be overwritten.
 
     With ``is_stored`` a storage may hold what is resumed, and the folder be missing.
     """
+    from imachsr.config.folder import free
     from imachsr.config.schema import ConfigError
 
     folder = output or (Path("runs") / name if resume else free(Path("runs") / name))
@@ -145,8 +138,11 @@ def about_data(data: Path | None, key: str) -> Iterator[None]:
 
 
 def yaml_path(path: Path) -> str:
-    """The path as a YAML text, absolute: workers and later commands may run in another folder."""
-    return json.dumps(str(path.expanduser().absolute()), ensure_ascii=False)  # YAML reads an escaped pair of surrogates as two characters
+    """The path as a YAML text, absolute: workers and later commands may run in another folder; in quotes where YAML would read something else."""
+    text = str(path.expanduser().absolute())
+    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+        return text
+    return json.dumps(text, ensure_ascii=False)  # YAML reads an escaped pair of surrogates as two characters
 
 
 def open_tracker(folder: Path, mode: str, project: str, sweep: Mapping[str, Any] | None = None) -> "Combined":

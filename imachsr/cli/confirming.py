@@ -38,7 +38,7 @@ def run_plan(plan: "Plan", at: Path, *, resume: bool, wandb: str, project: str, 
 
     base = search.base()
     if hasattr(base.data, "root"):
-        for split in ("train", "val"):
+        for split in base.subset.splits:
             decoded(base.data, split)
     progress = Progress(
         search.metric.name, search.metric.mode, base.optimizer.epochs, style=style, folder=at, trials=search.budget.trials, event="confirmation"
@@ -78,7 +78,8 @@ def confirm_search(
     """
     from imachsr.config.schema import ConfigError
     from imachsr.report.export import load_confirmation
-    from imachsr.search.confirm import FOLDER, PLAN, load_plan, make_plan
+    from imachsr.search.confirm import FOLDER, load_plan, make_plan
+    from imachsr.search.folder import PLAN
 
     at = folder / FOLDER
     if (before := load_confirmation(folder)) is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from imachsr.cli.common import Json
+from imachsr.cli.common import Json, yaml_path
 from imachsr.console import Bar, people, plain, print_json
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def prepare(
             one = made[each]
             how = "were there already" if not one.num_decoded else f"{one.num_decoded} decoded now"
             plain.print(f"{each}: {one.num_samples} samples of {size[0]} x {size[1]}, {one.size_bytes / 1e6:.1f} MB, {how}")
-    keys = [f"kind={name}", f"root={Path(path).expanduser().absolute()}", *own, *([f"cache={cache}"] if cache else [])]
+    keys = [f"kind={name}", f"root={yaml_path(Path(path))}", *own, *([f"cache={yaml_path(cache)}"] if cache else [])]
     overrides = [f"data.{each.removeprefix('data.')}" for each in keys]
     if as_json:
         splits = {each: {"samples": one.num_samples, "size_bytes": one.size_bytes, "decoded": one.num_decoded} for each, one in made.items()}

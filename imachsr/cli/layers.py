@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -10,10 +10,27 @@ from rich.table import Column, Table
 from imachsr.cli.common import Json, Overrides, foreign_keys
 from imachsr.console import Bar, plain, print_json
 
+if TYPE_CHECKING:
+    from imachsr.config.schema import Run
+
+
+def _base(config: Path) -> "Run":
+    """The run of a file, or the one that its trials or arms begin from."""
+    from imachsr.config.load import load_run
+    from imachsr.search.space import load_search
+    from imachsr.study.load import load_study
+
+    kind = foreign_keys(config, "train")[1]
+    if kind == "search":
+        return load_search(config).base()
+    return load_study(config).laid() if kind == "study" else load_run(config)
+
 
 def layers(
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of a run or a search; its model and standard are taken.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of a run, search or study; its model and standard are taken.", show_default=False)
+    ] = None,
     architecture: Annotated[str | None, typer.Option(help="Architecture of segmentation_models_pytorch.", show_default="unet")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of segmentation_models_pytorch, or tu-NAME for one of timm.", show_default="resnet18")
@@ -41,11 +58,10 @@ def layers(
     import torch
 
     from imachsr.config.build import build_model, calibrate, selection_standard
-    from imachsr.config.load import load_run, make_run, parse_overrides, run_to_dict
+    from imachsr.config.load import make_run, parse_overrides, run_to_dict
     from imachsr.core.layers import trace
     from imachsr.core.selection import select
     from imachsr.data.samples import check_size
-    from imachsr.search.space import load_search
 
     given = {
         "model.architecture": architecture,
@@ -54,8 +70,7 @@ def layers(
         "method.standard.max_taps": max_taps,
         "method.standard.placement": placement,
     }
-    is_search = config is not None and foreign_keys(config, "train")[1] == "search"
-    base = run_to_dict(load_search(config).base() if is_search else load_run(config)) if config else {}
+    base = run_to_dict(_base(config)) if config else {}
     run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
     # The user's own data set is not asked: it may read the data.
     pixels: Any = size or getattr(run.data, "size", (96, 128))

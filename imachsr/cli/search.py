@@ -20,7 +20,6 @@ from imachsr.cli.common import (
     check_kind,
     dashboard,
     decoded,
-    free,
     join,
     local,
     open_tracker,
@@ -151,6 +150,7 @@ def search(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress; the result and what goes wrong only.")] = False,
 ) -> None:
     """Search over intermediate supervision with Ray Tune and Optuna."""
+    from imachsr.config.folder import free
     from imachsr.config.schema import ConfigError
     from imachsr.report.html import write_report
     from imachsr.search.database import without_password
@@ -182,7 +182,7 @@ def search(
         given = _with_confirm(given, Path(config)) if confirm else given
         with about_data(data, "run.data"):
             found = load_search(config, given)
-        folder = result_folder(output, found.name, resume=False, foreign=("checkpoints", "checkpoint.pt"))
+        folder = result_folder(output, found.name, resume=False, foreign=("run.yaml", "checkpoints", "checkpoint.pt", "study.yaml"))
         lessons = [lesson(older, found) for older in warm_start or []]
         found = taught(found, lessons)
     tracker = open_tracker(folder, wandb, wandb_project, sweep_of(found) if as_sweep else None)
@@ -204,7 +204,7 @@ def search(
         say(f"results in {folder}; starting Ray ...")
 
     if hasattr(base.data, "root"):
-        for split in ("train", "val") if found.confirm is not None else ("train",):
+        for split in base.subset.splits if found.confirm is not None else ("train",):
             decoded(base.data, split)
     style = style_of(as_json=as_json, json_lines=json_lines, quiet=quiet)
     progress = Progress(found.metric.name, found.metric.mode, epochs, style=style, folder=folder, trials=found.budget.trials)

@@ -20,7 +20,6 @@ from imachsr.cli.common import (
     check_kind,
     decoded,
     folder_to_be,
-    free,
     join,
     local,
     open_tracker,
@@ -78,15 +77,15 @@ def study(
         raise ConfigError(f"`--hours > 0` must hold, but got {hours:g}")
     if as_json and json_lines:
         raise ConfigError("--json and --json-lines must not be given together: one document at the end, or a line a change")
+    if no_run and retry_failed:
+        raise ConfigError("--no-run and --retry-failed must not be given together: run nothing, or what failed")
     check_kind(config, "study")
     given = [*(overrides or []), *([] if data is None else [f"run.data.root={yaml_path(data)}"])]
     given += [] if concurrency is None else [f"budget.concurrency={concurrency}"]
     with about_data(data, "run.data"):
         plan = load_study(config, given)
     _check_cells(cell or [], [each.name for each in plan.cells])
-    folder = folder_to_be(output or Path("runs") / plan.name)
-    if output is None and folder.exists() and not (folder / "study.yaml").exists():
-        folder = free(folder)
+    folder = folder_to_be(output or _default(plan.name))
     published = [row for path in rows or [] for row in read(path)]
     join(address)
     with Study(plan=plan, folder=folder, published=published, only=frozenset(cell or ())) as held:
@@ -134,9 +133,19 @@ def written(held: "Study") -> "Findings":
 
     findings = find(held.plan, held.known)
     plots = plot(findings, held.folder)
-    write_text(held.folder / "study.md", document(findings, plots=plots))
+    write_text(held.folder / "study.md", document(findings, plots=plots, provisos=held.provisos()))
     write_text(held.folder / "study.json", json.dumps(finite({"schema": 1, **findings.to_dict()}), indent=1) + "\n")
     return findings
+
+
+def _default(name: str) -> Path:
+    """runs/NAME, or the first with a number behind it that is new or holds this study."""
+    from imachsr.study.folder import holds
+
+    path, number = Path("runs") / name, 2
+    while path.exists() and not holds(path, name):
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
 
 
 def _check_cells(given: list[str], known: list[str]) -> None:
@@ -192,7 +201,8 @@ def _decode(held: "Study") -> None:
     for each in held.todo():
         assert each.run is not None  # todo() gives no other
         further = [make_run(run_to_dict(each.run), dict(own)).data for own in held.plan.also_on.values()]
-        wanted: list[tuple[Any, Split]] = [(each.run.data, "train"), *((spec, "val") for spec in (each.run.data, *further))]
+        scored = further if each.run.subset.hold_out is not None else [each.run.data, *further]
+        wanted: list[tuple[Any, Split]] = [(each.run.data, "train"), *((spec, "val") for spec in scored)]
         for spec, split in wanted:
             if hasattr(spec, "root") and (what := f"{spec!r} {split}") not in seen:
                 seen.add(what)

@@ -50,6 +50,20 @@ def _reported(folder: Path) -> int:
     return int(path.read_text()) if path.exists() else 0
 
 
+def _is_known(folder: Path, run: Any, resume: bool) -> bool:
+    """Whether a folder without a mark is a training's: a node's own that its workers have left, or one of before such marks."""
+    from imachsr.config.continued import changed
+    from imachsr.config.load import load_yaml, run_to_dict
+    from imachsr.train import checkpoint
+    from imachsr.train.stored import BEGUN
+
+    settings = folder / "run.yaml"
+    if checkpoint.exists(folder):
+        return True
+    is_same = resume and settings.exists() and not changed(load_yaml(settings), run_to_dict(run))
+    return is_same or (resume and (folder / BEGUN).exists())
+
+
 def _workers(text: str) -> int | tuple[int, int]:
     """0, N or (MIN, MAX) from what stands on the command line."""
     from imachsr.config.schema import ConfigError
@@ -90,6 +104,7 @@ def _uploading(courier: Any, folder: Path, run: Any, say: Callable[[str], object
 
 
 def train(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file of a run, such as launch/scenes.yaml.")],
     overrides: Overrides = None,
     output: Annotated[
@@ -108,6 +123,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one run; val is scored after every epoch."""
+    from imachsr.config.folder import claimed, claimed_new
     from imachsr.config.load import load_run, run_to_dict
     from imachsr.config.schema import ConfigError
     from imachsr.files import write_text
@@ -122,10 +138,12 @@ def train(
         run = load_run(config, given)
     group = _workers(workers)
     join(address, has_workers=group != 0)
-    folder = result_folder(output, run.name, resume=resume, foreign=("study.sqlite3",), is_stored=storage is not None)
-    if not resume and checkpoint.exists(folder):
+    folder = result_folder(output, run.name, resume=resume, foreign=("study.sqlite3", "search.yaml", "study.yaml"), is_stored=storage is not None)
+    is_default = output is None and not resume
+    folder = context.with_resource(claimed_new(Path("runs") / run.name) if is_default else claimed(folder, is_known=_is_known(folder, run, resume)))
+    if not resume and (checkpoint.exists(folder) or _reported(folder)):
         raise ConfigError(f"{folder} must be a new folder, but holds a training; give another --output, or continue it with --resume")
-    if hasattr(run.data, "root"):
+    if hasattr(run.data, "root") and run.subset.hold_out is None:
         decoded(run.data, "val")  # the likeliest mistake, told before anything else is
     courier = None if storage is None else _prepared(storage, folder, run, resume=resume)
     tracker = open_tracker(folder, wandb, wandb_project)
@@ -173,7 +191,7 @@ def train(
     except (KeyboardInterrupt, TrainingStopped, RuntimeError) as ending:
         if isinstance(ending, TrainingStopped):
             say(str(ending))
-        if checkpoint.exists(folder) or (folder.is_dir() and not isinstance(ending, RuntimeError)):
+        if checkpoint.exists(folder) or ((folder / "run.yaml").exists() and not isinstance(ending, RuntimeError)):
             cluster = [*(["--workers", workers] if group else []), *(["--address", address] if address else [])]
             cluster += ["--storage", storage] if storage else []
             say(f"to go on: {again('train', config, [*given, *cluster], folder, wandb=wandb, project=wandb_project)}")

@@ -1,6 +1,5 @@
 """The commands that bring a result folder to W&B: sync, workspace."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +17,8 @@ Project = Annotated[str | None, typer.Option("--wandb-project", help="Project in
 @app.command()
 def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -> None:
     """Send what the server has not: files of offline runs, and runs made again from the folder's own lines; may be run twice."""
+    from imachsr.config.folder import lock
     from imachsr.report.table import load_summary
-    from imachsr.search.folder import holds_search, lock
     from imachsr.search.tracked import recorded
     from imachsr.study.tracked import SETTINGS as STUDY
     from imachsr.study.tracked import recorded as recorded_study
@@ -34,7 +33,7 @@ def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -
         folders.append((folder / "confirm", recorded(folder / "confirm")))
     report = bring.Report()
     for at, runs in folders:
-        with lock(at) if holds_search(at) or is_study else contextlib.nullcontext():
+        with lock(at):
             place = Place.of(at)
             project = wandb_project or (place.project if place else PROJECT)
             found = bring.sync(at, runs, project=project, is_named=wandb_project is not None, say=lambda line: people.print(line, soft_wrap=True))

@@ -197,7 +197,7 @@ def _places(key: str) -> tuple[int, ...]:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Dotted keys and their values from ``key=value`` texts; values are YAML.
+    """Dotted keys and their values from ``key=value`` texts; values are YAML. Of a key that is given twice the last holds, with a warning.
 
     Raises:
         ConfigError: If one has no "=", or no key.
@@ -207,6 +207,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not all(key.strip().split(".")):
             raise ConfigError(f"an override must have the form key=value, as in optimizer.epochs=2, but got {text!r}")
+        if key.strip() in found:
+            warnings.warn(f"{key.strip()} is given more than once, of which the last holds: {text}", stacklevel=2)
         try:
             found[key.strip()] = parse_yaml(value)
         except ConfigError as error:
@@ -257,6 +259,11 @@ def _without_effect(run: Run) -> list[str]:
     lines = []
     if method.alpha == 0 and method.loss != default.loss:
         lines.append("method.loss has no effect while method.alpha is 0")
+    if run.is_output_only:
+        changed = [name for name in ("profile", "schedule") if getattr(method, name) != getattr(default, name)]
+        lines += [f"method.{name} has no effect while nothing but the output is supervised (method.alpha and method.beta)" for name in changed]
+    if method.alpha == 0 and method.grad_ratio is not None:
+        lines.append("method.grad_ratio has no effect while method.alpha is 0")
     if method.entropy is None and method.beta not in (0, default.beta):
         lines.append("method.beta has no effect while method.entropy is null")
     if method.beta == 0 and method.entropy not in (None, default.entropy):

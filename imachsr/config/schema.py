@@ -1,6 +1,6 @@
 """The settings of one training run, checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
@@ -187,9 +187,25 @@ def validate(model: type[BaseModel], raw: Any) -> Any:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"settings must be a mapping of keys to values, but got {type(raw).__name__}")
     try:
-        return model.model_validate(raw)
+        found = model.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("\n".join(dict.fromkeys(_line(model, raw, dict(item)) for item in error.errors()))) from None
+    if wrong := list(_taken_for_numbers(raw, found.model_dump(by_alias=True), ())):
+        raise ConfigError("\n".join(wrong))
+    return found
+
+
+def _taken_for_numbers(raw: Any, found: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """A line for each true and false where a number belongs, which pydantic reads as 1 and 0."""
+    if isinstance(raw, bool):
+        if not isinstance(found, bool) and isinstance(found, (int, float)):
+            yield f"{'.'.join(path)}: must be a number, but got {str(raw).lower()}"
+    elif isinstance(raw, Mapping) and isinstance(found, Mapping):
+        for key in raw.keys() & found.keys():
+            yield from _taken_for_numbers(raw[key], found[key], (*path, str(key)))
+    elif isinstance(raw, (list, tuple)) and isinstance(found, (list, tuple)):
+        for index, (one, other) in enumerate(zip(raw, found, strict=False)):
+            yield from _taken_for_numbers(one, other, (*path, str(index)))
 
 
 def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:

@@ -11,13 +11,14 @@ from imachsr.config.schema import ConfigError
 from imachsr.files import write_text
 from imachsr.revision import revisions
 from imachsr.search.canonical import fingerprint
+from imachsr.search.folder import PLAN, SETTINGS
 from imachsr.search.paired import ALPHA, most_comparisons, pairs_needed, smallest_p
 from imachsr.search.space import Search, make_search, search_to_dict
 from imachsr.search.space.parameters import settings_of
 from imachsr.search.verdict import judge, other_data
 from imachsr.tracking.events import Tracker, finite
 
-FOLDER, PLAN, RESULT, SETTINGS = "confirm", "plan.json", "confirm.json", "search.yaml"
+FOLDER, RESULT = "confirm", "confirm.json"
 SCHEMA = 1
 TOP, SEEDS = 3, 8
 FIRST_SEED = 1000

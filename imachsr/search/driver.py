@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from imachsr.config.folder import claimed
 from imachsr.config.load import dump_yaml
 from imachsr.files import write_text
 from imachsr.search.ending import without_promise, without_room
 from imachsr.search.entry import Entry
-from imachsr.search.folder import SETTINGS, check_folder, holds_search, lock
+from imachsr.search.folder import SETTINGS, check_folder, holds_search, is_known
 from imachsr.search.ledger import Ledger, Line, taps_of
 from imachsr.search.networks import Networks
 from imachsr.search.pace import Pace
@@ -79,9 +80,8 @@ class Driver:
         self._told, self._written = Pace(least_s=TELL_S), Pace(least_s=WRITE_S)
         whole = self.task.epochs(self.task.configure({}, name=search.name, seed=search.seeds[0]))
         self._rule = search.scheduler.rule(max_epochs=whole, mode=search.metric.mode)
-        folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opened:
-            opened.enter_context(lock(folder))
+            opened.enter_context(claimed(folder, is_known=is_known(folder)))
             check_folder(folder, search, resume=resume)
             settings = dump_yaml(search_to_dict(search))
             if not holds_search(folder):  # before the study: what is there can then always be continued

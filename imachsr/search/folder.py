@@ -1,33 +1,18 @@
 """A search's result folder: whose it is, and whether it may be used."""
 
-import fcntl
 from pathlib import Path
-from typing import IO
 
+from imachsr.config.folder import check_own
 from imachsr.config.load import load_yaml
 from imachsr.config.schema import ConfigError
-from imachsr.files import LOCK
 from imachsr.search.database import FILE, URL_FILE
 from imachsr.search.space import Search, make_search, search_to_dict
 
 SETTINGS = "search.yaml"
+PLAN = "plan.json"
+"""Of a confirmation; written before its search begins."""
 CHANGEABLE = ("budget", "name", "confirm")
 """What may differ when a search is continued: how much, not what."""
-
-
-def lock(folder: Path) -> IO[str]:
-    """Hold a folder until the file is closed, or the process ends.
-
-    Raises:
-        ConfigError: If another process holds it.
-    """
-    file = (folder / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError(f"{folder} must not be in use, but another search is running in it") from None
-    return file
 
 
 def holds_search(folder: Path) -> bool:
@@ -35,9 +20,16 @@ def holds_search(folder: Path) -> bool:
     return (folder / FILE).exists() or (folder / URL_FILE).exists()
 
 
+def is_known(folder: Path) -> bool:
+    """Whether a folder is known to be that of a search or a confirmation, one that has not begun to search too."""
+    return holds_search(folder) or (folder / PLAN).exists()
+
+
 def check_folder(folder: Path, search: Search, *, resume: bool) -> None:
     """Raise ConfigError unless the folder can take the search: a new one, or with ``resume`` the one that is in it."""
     if not holds_search(folder):
+        if not is_known(folder):
+            check_own(folder)
         return
     if not resume:
         raise ConfigError(f"{folder} must be a new folder, but holds a search; give another --output, or continue it with --resume")

@@ -16,7 +16,7 @@ _OWN = ("val", "corrupted", "time", "memory")
 """Beginnings of a row's own keys."""
 _SCORES = ("miou", "boundary_iou", "accuracy", "ece", "nll", "loss")
 _OF_CORRUPTED = ("miou", "ece", "nll")
-_SAME = ("data", "subset", "optimizer.epochs", "optimizer.batch_size")
+_SAME = ("data", "subset", "optimizer.epochs", "optimizer.batch_size", "optimizer.progressive")
 """What arms of a cell of equal epochs see."""
 _OF_THE_STUDY = ("seed", "name")
 

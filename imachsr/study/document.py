@@ -7,6 +7,7 @@ from imachsr.search.paired import ALPHA
 from imachsr.search.verdict import between, number
 from imachsr.study.comparisons import Comparison
 from imachsr.study.findings import Findings
+from imachsr.study.schema import is_higher_better
 
 ABOUT = {
     "val/boundary_iou": "boundary IoU",
@@ -18,12 +19,13 @@ ABOUT = {
 }
 
 
-def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
+def document(findings: Findings, *, plots: Sequence[str] = (), provisos: Sequence[str] = ()) -> str:
     """The whole text.
 
     Args:
         findings: What was found.
         plots: Paths of pictures, relative to the text.
+        provisos: What more is to be known of the rows, a sentence without its full stop each.
     """
     parts = [f"# {findings.name}", "## In words", "\n".join(f"* {line}" for line in words(findings))]
     if any(map(_is_told, findings.comparisons)):
@@ -35,12 +37,16 @@ def document(findings: Findings, *, plots: Sequence[str] = ()) -> str:
     if any(each.alongside for each in findings.comparisons):
         parts += ["## What else differs", "Mean paired difference with its 95 % interval; not tested.", _alongside(findings)]
     if findings.effects:
-        parts += ["## Single settings", "Explored with few seeds, all else equal; not tested.", *map(_effect, findings.effects)]
+        parts += [
+            "## Single settings",
+            "Explored with few seeds, all else equal; not tested.",
+            *(_effect(each, findings.metric) for each in findings.effects),
+        ]
     if findings.charts:
-        parts += ["## The gain over a setting", *map(_chart, findings.charts)]
+        parts += ["## The gain over a setting", *(_chart(each, findings.metric) for each in findings.charts)]
     if plots:
         parts += ["## Pictures", "\n\n".join(f"![{path}]({path})" for path in plots)]
-    parts += ["## How to read this", "\n".join(f"* {line}" for line in notes(findings))]
+    parts += ["## How to read this", "\n".join(f"* {line}" for line in [*notes(findings), *(f"{each}." for each in provisos)])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -171,22 +177,23 @@ def _alongside(findings: Findings) -> str:
     return table(["cell", "arm", "against", *(ABOUT.get(name, name) for name in shown)], rows)
 
 
-def _effect(effect: Mapping[str, Any]) -> str:
+def _effect(effect: Mapping[str, Any], metric: str) -> str:
+    best_first = -1 if is_higher_better(metric) else 1
+    known = sorted((each for each in effect["values"] if each["difference"] is not None), key=lambda each: best_first * each["difference"])
     rows = []
-    for each in effect["values"]:
-        values = " ".join(f"{value:+.2f}" for value in each["each"])
-        mean, difference = ("" if value is None else f"{value:{sign}.2f}" for value, sign in ((each["mean"], ""), (each["difference"], "+")))
-        rows.append([each["value"], str(each["pairs"]), mean, difference, values])
-    rows.sort(key=lambda row: -float(row[3] or "-inf"))
+    for each in [*known, *(each for each in effect["values"] if each["difference"] is None)]:
+        mean = "" if each["mean"] is None else number(each["mean"], metric)
+        difference = "" if each["difference"] is None else number(each["difference"], metric, signed=True)
+        rows.append([each["value"], str(each["pairs"]), mean, difference, " ".join(number(value, metric, signed=True) for value in each["each"])])
     title = f"`{effect['key']}` of {effect['arm']} in {effect['cell']}, against the control:"
     return f"{title}\n\n" + table([effect["key"], "pairs", "mean", "difference", "of each seed"], rows)
 
 
-def _chart(chart: Mapping[str, Any]) -> str:
+def _chart(chart: Mapping[str, Any], metric: str) -> str:
     rows = []
     for each in sorted(chart["points"], key=lambda point: (point["arm"], point["at"])):
-        interval = "" if each["interval"] is None else f"{each['interval'][0]:+.2f} to {each['interval'][1]:+.2f}"
-        rows.append([each["arm"], f"{each['at']:g}", each["cell"], f"{each['difference']:+.2f}", interval])
+        interval = "" if each["interval"] is None else between(each["interval"], metric, signed=True)
+        rows.append([each["arm"], f"{each['at']:g}", each["cell"], number(each["difference"], metric, signed=True), interval])
     return table(["arm", chart["over"], "cell", "difference", "95 %"], rows)
 
 

@@ -1,12 +1,15 @@
 """What a study still has to run, run."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.build import build_net, check_output_loss
+from imachsr.config.continued import placeless
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError, Run
 from imachsr.data.classes import shared
@@ -18,6 +21,10 @@ from imachsr.study.rows import Row
 from imachsr.study.schema import StudyPlan
 from imachsr.study.tracked import record, tell
 from imachsr.tracking.events import NullTracker, Tracker
+from imachsr.train.evaluate import check_scored
+
+_OF_A_NET = ("data", "model", "method", "output_loss")
+"""Settings on which it depends whether a net can be built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +46,34 @@ class Standing:
     left_s: float | None = None
 
 
-def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[str, Any]], held: "Held | None" = None) -> dict[str, str]:
     """Fingerprint of the data of each run, by its key; data that several share are read once.
 
     Args:
         runs: Key and settings of each.
         also_on: Further data that every trained model is scored on: what is wrong with these is better known before the first run than after it.
+        held: Data that were read.
 
     Raises:
         ValueError: If data cannot be read, or a model could not be scored on them.
     """
-    held = _Held()
+    held = held or Held()
     found: dict[str, str] = {}
     for key, run in runs:
-        splits = held.of(run, ("train", "val"))
-        run.subset.split(splits["train"], partial(splits.__getitem__, "val"))  # a sequence that is not there fails here
-        found[key] = held.print_of(run, ("train", "val"))
+        splits = run.subset.splits
+        samples = held.of(run, splits)
+        run.subset.split(samples["train"], partial(samples.__getitem__, "val"))  # a sequence that is not there fails here
+        found[key] = held.print_of(run, splits)
         also: dict[str, str] = {}
         for name, overrides in also_on.items():
             other = make_run(run_to_dict(run), dict(overrides))
             try:
-                shared(run.data.class_names, other.data.class_names)
-                also[name] = held.print_of(other, ("val",))
+                common = shared(run.data.class_names, other.data.class_names)
+                if any(key.partition(".")[0] == "output_loss" for key in overrides):
+                    check_scored(run.data.num_classes if common is None else len(common), run.data.num_classes)
+                    check_output_loss(other, run.data.num_classes)
+                is_own = placeless(run_to_dict(other)["data"]) == placeless(run_to_dict(run)["data"])
+                also[name] = held.print_of(other, splits if is_own and run.subset.hold_out is not None else ("val",))
             except ValueError as error:
                 raise ConfigError(f"also_on.{name}: {error}") from None
         if also:
@@ -68,7 +81,47 @@ def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[
     return found
 
 
-class _Held:
+def rehearse(wanted: Sequence[Wanted], done: Sequence[Wanted], held: "Held", say: Callable[[str], object]) -> None:
+    """Build each net once: what does not fit would fail in every run of an arm.
+
+    Args:
+        wanted: Runs that are to begin.
+        done: Runs that have ended well, whose nets need not be built.
+        held: Data that were read.
+        say: Called with a line for the user.
+
+    Raises:
+        ConfigError: If a model cannot be built, or the method does not fit it; names cell and arm.
+    """
+    nets: dict[str, Wanted] = {}
+    for each in wanted:
+        nets.setdefault(_net_of(each), each)
+    for each in done:
+        nets.pop(_net_of(each), None)
+    if len(nets) > 1:
+        say(f"building each of {len(nets)} nets once, since a mistake is better known before the first run")
+    for each in nets.values():
+        run = each.run
+        assert run is not None  # of what can begin
+        splits = held.of(run, run.subset.splits)
+        samples, _ = run.subset.split(splits["train"], partial(splits.__getitem__, "val"))
+        size = (samples.images.shape[-2], samples.images.shape[-1])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # each run gives its own
+                build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=1)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ConfigError(f"{each.cell}, {each.arm}{f', {each.setting}' if each.setting else ''}: {name}{error}") from error
+
+
+def _net_of(each: Wanted) -> str:
+    """Of what a run's net depends on."""
+    settings = {} if each.run is None else run_to_dict(each.run)
+    return fingerprint_of({part: settings.get(part) for part in _OF_A_NET})
+
+
+class Held:
     """Data that were read, by their settings."""
 
     def __init__(self) -> None:
@@ -108,10 +161,13 @@ def run_study(
     from imachsr.study.tasks import Pool
 
     runs = {each.key: each.run for each in study.planned() if each.run is not None}
-    prints = fingerprints(list(runs.items()), study.plan.also_on)
+    held = Held()
+    prints = fingerprints(list(runs.items()), study.plan.also_on, held)
     study.check_data(prints)
     if not study.todo():
         return False
+    rehearse(study.todo(), study.done(), held, say)
+    del held
     pool = Pool(study.plan.budget, say)
     watched = _Watched(study=study, pool=pool, tracker=tracker or NullTracker(), on_change=on_change, say=say, prints=prints)
     until = None if hours is None else time.monotonic() + 3600 * hours

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imachsr.config.folder import claimed
 from imachsr.config.load import dump_yaml, load_yaml
 from imachsr.config.schema import ConfigError
-from imachsr.config.words import word
 from imachsr.files import LOCK, write_text
 from imachsr.revision import revisions
-from imachsr.search.folder import lock
 from imachsr.study.comparisons import check_rows
+from imachsr.study.declared import check_declared
 from imachsr.study.load import study_to_dict
 from imachsr.study.plan import Wanted, scoring_key, strangers, wanted
 from imachsr.study.rows import DIGITS, FILE, Known, Row, check_same, read, write
@@ -21,7 +21,21 @@ from imachsr.study.schema import StudyPlan
 from imachsr.study.tracked import SETTINGS, folder_of
 from imachsr.train import checkpoint
 
-_ELSEWHERE = "give another --output, and --rows for what is there: its tables will say what they leave out"
+GIVEN = "given.txt"
+"""Names the rows that were made elsewhere, a key and a seed a line."""
+
+
+def holds(folder: Path, name: str) -> bool:
+    """Whether a study of a name has begun in a folder."""
+    try:
+        return _is_begun(folder) and load_yaml(folder / SETTINGS).get("name") == name
+    except ConfigError:
+        return False
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder is a study's, and not one in which the user keeps a study's file."""
+    return (folder / SETTINGS).exists() and ((folder / LOCK).exists() or (folder / FILE).exists())
 
 
 @dataclass(kw_only=True)
@@ -45,19 +59,18 @@ class Study:
     own: list[Row] = field(default_factory=list)
     known: Known = field(default_factory=Known)
     _planned: list[Wanted] | None = None
-    _were_given: bool = False
+    _corrected: int = 0
 
     def __enter__(self) -> "Study":
         self._opened = contextlib.ExitStack()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._opened.enter_context(lock(self.folder))
+        self._opened.enter_context(claimed(self.folder, is_known=_is_begun(self.folder)))
         try:
             self._check_folder()
             if (self.folder / FILE).exists():
                 self.own = read(self.folder / FILE)
             check_same([*self.own, *self.published])
-            self.known = Known([*self.own, *self.published])
-            self._check_declared()
+            self._forget_corrected()
+            check_declared(self.folder / SETTINGS, self.plan, [row for row in self.own if row.is_finished])
             check_rows(self.plan, self.known)
             self._adopt()
             write_text(self.folder / SETTINGS, dump_yaml(study_to_dict(self.plan)))
@@ -79,39 +92,38 @@ class Study:
         if (before := load_yaml(path).get("name")) != self.plan.name:
             raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
 
-    def _check_declared(self) -> None:
-        """What is tested, which comparison stands outside of Holm's families and how large these are is said before there are results."""
-        if not self.own:
-            return
-        before, now = load_yaml(self.folder / SETTINGS), study_to_dict(self.plan)
-        for key in ("primary", "metric"):
-            was, given = before.get(key), now.get(key)
-            if was != given and given is not None:
-                raise ConfigError(
-                    f"{key}: must stay what it was before a run had ended, {word(was)}, but got {word(given)}; give another --output"
-                    + (", or primary=null: then Holm's adjustment is over all comparisons" if key == "primary" else "")
-                )
-        if lost := [pair for pair in before.get("contrasts") or () if list(pair) not in now["contrasts"]]:
-            raise ConfigError(f"contrasts: may be added once a run has ended, not taken away, but {' against '.join(lost[0])} is gone; {_ELSEWHERE}")
-        families = {each["name"]: each.get("family", "all") for each in before.get("cells") or ({"name": "all"},)}
-        for index, cell in enumerate(self.plan.cells):
-            if (was := families.get(cell.name, cell.family)) != cell.family:
-                raise ConfigError(f"cells.{index}.family: must stay what it was before a run had ended, {was}, but got {cell.family}; {_ELSEWHERE}")
-        if gone := strangers(self.plan, Known(self.own)):
-            first = f"{gone[0].cell}, {gone[0].arm}, seed {gone[0].seed}"
-            count = "1 is" if len(gone) == 1 else f"{len(gone)} are"
-            raise ConfigError(f"runs that have ended must stay a part of the study, but {count} none of it any more, such as {first}; {_ELSEWHERE}")
+    def _forget_corrected(self) -> None:
+        """Drop rows that failed with settings that the study has no more: a mistake that was mended."""
+        names = {(each.cell, each.arm, each.setting, each.seed) for each in wanted(self.plan, Known(self.own))}
+        failed = Known(row for row in self.own if not row.is_finished)
+        gone = {(row.key, row.seed) for row in strangers(self.plan, failed) if (row.cell, row.arm, row.setting, row.seed) in names}
+        self._corrected = len(gone)
+        self._keep([row for row in self.own if (row.key, row.seed) not in gone])
+
+    def _keep(self, rows: list[Row]) -> None:
+        self.own = rows
+        self.known = Known([*self.own, *self.published])
+        self._planned = None
 
     def _adopt(self) -> None:
         """Take rows from elsewhere into the folder, so that its file holds every number that its tables are made of."""
         ours = {(each.key, each.seed) for each in wanted(self.plan, self.known) if each.key}
         there = {(row.key, row.seed): row for row in self.own}
         new = [row for row in self.known.all() if (row.key, row.seed) in ours and there.get((row.key, row.seed)) != row]
-        self._were_given = bool(new) and not self.own
+        if new:
+            self._note_given({*self._given(), *((row.key, row.seed) for row in new)})
         taken = {(row.key, row.seed) for row in new}
         self.own = [*(row for row in self.own if (row.key, row.seed) not in taken), *new]
-        if new:
+        if new or self._corrected:
             write(self.folder / FILE, self.own)
+
+    def _given(self) -> set[tuple[str, int]]:
+        path = self.folder / GIVEN
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return {(key, int(seed)) for key, _, seed in (line.partition(" ") for line in lines)}
+
+    def _note_given(self, pairs: Collection[tuple[str, int]]) -> None:
+        write_text(self.folder / GIVEN, "".join(f"{key} {seed}\n" for key, seed in sorted(pairs)))
 
     def told(self) -> list[str]:
         """What the user should know of the rows before anything runs."""
@@ -120,13 +132,29 @@ class Study:
             ours = {(row.key, row.seed) for row in self.own}
             fitting = sum((row.key, row.seed) in ours for row in self.published)
             lines.append(f"{fitting} of the {len(self.published)} rows that were given are of this study")
-        if self._were_given and self.plan.primary is not None:
-            lines.append("these rows are older than this folder: that `primary` was declared before they were is the word of the study's file alone")
-        return lines
+        if self._corrected:
+            lines.append(
+                f"{self._corrected} failed {'run is' if self._corrected == 1 else 'runs are'} forgotten, whose settings the study has no more"
+            )
+        return [*lines, *self.provisos()]
+
+    def provisos(self) -> list[str]:
+        """What the reader of its tables should know of the rows."""
+        given = self._given()
+        count = sum((row.key, row.seed) in given for row in self.own)
+        if self.plan.primary is None or not count:
+            return []
+        rows = "1 row was" if count == 1 else f"{count} rows were"
+        return [f"{rows} made elsewhere: that `primary` was declared before is the word of the study's file alone"]
 
     def todo(self) -> list[Wanted]:
         """Runs that can begin."""
         return [each for each in self.planned() if each.run is not None and self._is_open(each)]
+
+    def done(self) -> list[Wanted]:
+        """Runs that have finished."""
+        rows = ((each, self.known.get(each.key, each.seed)) for each in self.planned())
+        return [each for each, row in rows if row is not None and row.is_finished]
 
     def missing(self) -> list[Wanted]:
         """Runs that have not ended, those that cannot begin yet among them."""
@@ -146,11 +174,13 @@ class Study:
         return folder_of(self.folder, each.key, each.seed)
 
     def forget_failed(self) -> int:
-        """Drop rows of runs that failed, so that they are tried again; how many."""
-        failed = [row for row in self.own if not row.is_finished]
-        self.own = [row for row in self.own if row.is_finished]
-        self.known = Known([*self.own, *(row for row in self.published if row.is_finished)])
-        self._planned = None
+        """Drop rows of runs that failed and are to be run, so that they are tried again; how many."""
+        ours = {(each.key, each.seed) for each in self.planned()}
+        failed = {(row.key, row.seed) for row in self.known.all() if not row.is_finished} & ours
+        self.published = [row for row in self.published if (row.key, row.seed) not in failed]
+        if (given := self._given()) & failed:
+            self._note_given(given - failed)
+        self._keep([row for row in self.own if (row.key, row.seed) not in failed])
         return len(failed)
 
     def check_data(self, fingerprints: Mapping[str, str]) -> None:

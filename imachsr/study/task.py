@@ -6,6 +6,7 @@ import platform
 import shutil
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from imachsr.config.schema import Run
 from imachsr.files import write_text
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, decide
-from imachsr.train.evaluate import Corrupted, evaluate, score_corrupted, trained_model
+from imachsr.train.evaluate import evaluate, trained_model
 from imachsr.train.loop import Result, train
+from imachsr.train.score import Corrupted, score_corrupted
 from imachsr.train.stopping import TrainingStopped
 
 ORIGIN = "data.txt"
@@ -78,7 +80,7 @@ def _beyond(run: Run, folder: Path, scoring: Mapping[str, Any]) -> dict[str, flo
     if (wanted := scoring.get("corruptions")) is not None:
         placement = decide(run.compute, Machine.here())
         model = placement.put_net(trained_model(checkpoint.load(folder), run))
-        _, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"))
+        held_out = run.subset.scored(partial(run.data.load, "train"), partial(run.data.load, "val"))
         found |= score_corrupted(model, held_out, run.data.class_names, Corrupted(**wanted), placement=placement)
     for name, overrides in scoring.get("also_on", {}).items():
         given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]

@@ -3,16 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imachsr.cli.common import again, free, yaml_path
-
-
-def test_names_that_are_printed_to_go_on_with_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert [free(Path("best"), ".yaml"), free(Path("runs/best"))] == [Path("best.yaml"), Path("runs/best")]
-    Path("best.yaml").touch()
-    Path("best-2.yaml").touch()
-    Path("runs/best").mkdir(parents=True)
-    assert [free(Path("best"), ".yaml"), free(Path("runs/best"))] == [Path("best-3.yaml"), Path("runs/best-2")]
+from imachsr.cli.common import again, yaml_path
 
 
 @pytest.mark.parametrize(
@@ -31,3 +22,10 @@ def test_a_command_to_go_on_with_has_the_options_that_were_given(wandb: str, pro
 def test_a_path_is_read_as_it_was_written() -> None:
     path = Path('/data #1/a: \u65e5\u672c\u8a9e \U0001f600 "b"/camvid')
     assert yaml.safe_load(yaml_path(path)) == str(path)
+
+
+def test_a_path_that_is_plain_stays_so() -> None:
+    assert yaml_path(Path("/data/Cam-Vid_11.v2/x+y")) == "/data/Cam-Vid_11.v2/x+y"
+    for name in ("/a b", "/a#b", "/a: b", "/\u00e4"):
+        assert yaml.safe_load(yaml_path(Path(name))) == name
+        assert yaml_path(Path(name)) == f'"{name}"'

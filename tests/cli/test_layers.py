@@ -140,11 +140,15 @@ def test_audit_of_a_wrong_family_is_exit_code_1(run: Cli, monkeypatch: pytest.Mo
     assert "family is wrong" in unboxed(run("audit", "--draws", 2).out)
 
 
-@pytest.mark.parametrize("kind", ["run", "search"])
-def test_layers_takes_the_base_run_of_a_search(kind: str, run: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["run", "search", "study"])
+def test_layers_takes_the_base_run_of_a_search_or_a_study(kind: str, run: Cli, tmp_path: Path) -> None:
     text = "data: {kind: scenes, size: [64, 96]}\nmethod: {standard: {kind: stage, max_taps: 2}}\n"
-    if kind == "search":
-        text = "run:\n" + "".join(f"  {line}\n" for line in text.splitlines()) + "space: {method.alpha: {float: [0.1, 1]}}\n"
+    if kind != "run":
+        own = {
+            "search": "space: {method.alpha: {float: [0.1, 1]}}",
+            "study": "arms: [{name: a, set: {method.alpha: 0}}, {name: b}]\ncells: [{name: c}]\nseeds: [0, 1]",
+        }
+        text = "run:\n" + "".join(f"  {line}\n" for line in text.splitlines()) + own[kind] + "\n"
     (tmp_path / "file.yaml").write_text(text)
     ran = run("layers", "--config", "file.yaml", "--json")
     assert ran.code == 0, ran.err

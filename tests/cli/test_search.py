@@ -14,8 +14,8 @@ from imachsr.cli.confirming import confirm_search
 from imachsr.cli.failures import failed_trials, failure_of
 from imachsr.cli.search import _resumed
 from imachsr.config import load_run
+from imachsr.config.folder import lock
 from imachsr.config.load import dump_yaml
-from imachsr.search.folder import lock
 from imachsr.search.space import load_search, search_to_dict
 from imachsr.search.space.rules import Confirm
 from tests.cli.command import QUICK, SEARCH, Cli, Ran, one_error, process

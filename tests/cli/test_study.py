@@ -36,6 +36,9 @@ corruptions: {names: [fog], severities: [3]}
 """
 
 
+BARE = ["cells=[{name: whole}]", "charts=[]", "against_itself=null", "effects=[]", "primary=null"]
+
+
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     write_text(tmp_path / "toy.yaml", TOY)
@@ -70,8 +73,12 @@ def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_
     # Anyone with the rows gets the same tables, without data or a run.
     again = process("study", "toy.yaml", "--rows", "s/runs.csv", "--no-run", "--output", "t", cwd=tmp_path)
     assert again.code == 0, again.err
-    for name in ("study.md", "study.json", "differences.svg", "gain_over_subset_share.svg"):
+    for name in ("study.json", "differences.svg", "gain_over_subset_share.svg"):
         assert (tmp_path / "t" / name).read_bytes() == (tmp_path / "s" / name).read_bytes(), name
+    told = (tmp_path / "t/study.md").read_text()
+    own, proviso = told.rstrip("\n").rsplit("\n", 1)
+    assert own + "\n" == (tmp_path / "s/study.md").read_text()
+    assert proviso == f"* {len(rows)} rows were made elsewhere: that `primary` was declared before is the word of the study's file alone."
 
 
 @pytest.mark.slow
@@ -116,6 +123,16 @@ def wait_for_rows(folder: Path, running: "subprocess.Popen[str]") -> None:
         (["toy.yaml", "--hours", "0"], "`--hours > 0` must hold, but got 0"),
         (["toy.yaml", "--rows", "none.csv"], "none.csv must be a CSV file of a study's runs"),
         (["toy.yaml", "--json", "--json-lines"], "--json and --json-lines must not be given together"),
+        (["toy.yaml", "--no-run", "--retry-failed"], "--no-run and --retry-failed must not be given together"),
+        (["toy.yaml", "run.model.encoder=resnet999"], "whole, output_only: "),
+        (
+            ["toy.yaml", "also_on={x: {output_loss: {kind: cross_entropy, class_weights: [1, 2]}}}"],
+            "also_on.x: output_loss.class_weights: must have 9",
+        ),
+        (
+            ["toy.yaml", "arms=[{name: a}, {name: b, set: {optimizer.progressive: {of: data, until: [1], shares: [0.5]}}}]", *BARE],
+            "arms must see the same data as often, but `optimizer.progressive`",
+        ),
         (["toy.yaml", "seeds=[1,1]"], "seeds: each must be there once"),
         (["toy.yaml", "run.optimizer.epoch=3"], "optimizer.epoch: is no setting"),
         (
@@ -137,10 +154,23 @@ def test_a_mistake_is_told_before_anything_runs(args: list[str], wording: str, r
 def test_a_folder_with_something_else_is_left_alone(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     write_text(tmp_path / "s/notes.txt", "mine")
+    assert "s must be a new folder, but holds notes.txt; give another --output" in one_error(run("study", "toy.yaml", "--output", "s", "--no-run"))
+    (tmp_path / "s/.lock").touch()  # as a training leaves it
     assert "must be a new folder or hold this study, but holds notes.txt" in one_error(run("study", "toy.yaml", "--output", "s", "--no-run"))
     assert run("study", "toy.yaml", "--output", "t", "--no-run").code == 0
     assert "must hold this study, but holds 'toy'" in one_error(run("study", "toy.yaml", "name=other", "--output", "t", "--no-run"))
     assert (tmp_path / "s/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("toy")
+def test_without_an_output_a_study_goes_on_where_it_was_even_beside_something_else(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "runs/toy").mkdir(parents=True)
+    write_text(tmp_path / "runs/toy/notes.txt", "mine")
+    for _ in range(2):
+        ran = run("study", "toy.yaml", "--no-run", "--json")
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["output"] == "runs/toy-2"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"toy", "toy-2"}
 
 
 @pytest.mark.usefixtures("toy")

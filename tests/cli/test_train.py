@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from imachsr import console
+from imachsr.config.folder import claimed
+from imachsr.config.load import dump_yaml, load_run, run_to_dict
 from tests.cli.command import ROOT, SCENES, SMALL, Cli, Ran, one_error, process
 from tests.data.files import mask, write_image, write_mask
 
@@ -56,6 +60,47 @@ def test_train_without_an_output_takes_a_new_folder_each_time(run: Cli, tmp_path
         assert ran.err.splitlines()[-1] == f"imachsr evaluate {folder}"
         assert list((tmp_path / folder / "checkpoints").glob("*.pt"))
         assert not (tmp_path / folder / "wandb").exists()
+
+
+def test_trainings_that_begin_at_once_take_a_folder_each(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "imachsr", "train", str(SCENES), *SMALL, "--wandb", "disabled"]
+    both = [
+        subprocess.Popen([*command, f"seed={seed}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for seed in (1, 2)
+    ]
+    folders = [each.communicate(timeout=300)[0].split()[-1] for each in both]
+    assert sorted(folders) == ["runs/scenes", "runs/scenes-2"]
+    for seed, folder in enumerate(folders, 1):
+        assert yaml.safe_load((tmp_path / folder / "run.yaml").read_text())["seed"] == seed
+        assert (tmp_path / folder / "summary.json").exists()
+
+
+def test_a_folder_in_use_or_of_other_things_is_left_alone(run: Cli, tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"):
+        for more in ([], ["--resume"]):
+            assert "out must not be in use, but another command works in it" in one_error(run("train", SCENES, *SMALL, "--output", "out", *more))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/run.yaml").write_text("mine")
+    for more in ([], ["--resume"]):
+        assert "own must be a new folder, but holds run.yaml; give another --output" in one_error(
+            run("train", SCENES, *SMALL, "--output", "own", *more)
+        )
+    assert [(path.name, path.read_text()) for path in (tmp_path / "own").iterdir()] == [("run.yaml", "mine")]
+
+
+def test_a_training_of_before_marks_goes_on_and_no_other_folder_does(run: Cli, tmp_path: Path) -> None:
+    for name, settings in (("same", []), ("other", ["seed=9"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text(dump_yaml(run_to_dict(load_run(SCENES, [*SMALL, *settings]))))
+    assert run("train", SCENES, *SMALL, "--output", "same", "--resume", "--wandb", "disabled").code == 0
+    assert "other must be a new folder, but holds run.yaml" in one_error(run("train", SCENES, *SMALL, "--output", "other", "--resume"))
+    shutil.rmtree(tmp_path / "same/checkpoints")  # to save room
+    assert "same must be a new folder, but holds a training" in one_error(run("train", SCENES, *SMALL, "--output", "same"))
+
+
+def test_a_mistake_that_shows_late_leaves_no_folder(run: Cli, tmp_path: Path) -> None:
+    assert "resnet999" in one_error(run("train", SCENES, *SMALL, "model.encoder=resnet999", "--wandb", "disabled"))
+    assert not (tmp_path / "runs/scenes").exists()
+    assert "must be a folder that can be made" in one_error(run("train", SCENES, *SMALL, "--output", "/proc/none", "--wandb", "disabled"))
 
 
 def test_a_training_goes_on_where_it_was_broken_off(trained: tuple[Path, Ran], run: Cli) -> None:

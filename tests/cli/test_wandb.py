@@ -75,7 +75,7 @@ def test_a_search_that_is_running_is_not_synced(online: Server, run: Cli, tmp_pa
     (folder / "study.sqlite3").touch()
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "s must not be in use, but another search is running in it" in one_error(run("wandb", "sync", "s"))
+        assert "s must not be in use, but another command works in it" in one_error(run("wandb", "sync", "s"))
     assert online.runs == {}
 
 

@@ -515,7 +515,27 @@ def test_an_override_of_another_form_is_refused_with_an_example(text: str) -> No
 
 def test_an_override_holds_any_yaml_and_the_last_of_a_key_wins() -> None:
     texts = ["a.b=1e-3", "c={d: [1, off]}", "e=", "f=x=y", " g =1", "a.b=2"]
-    assert parse_overrides(texts) == {"a.b": 2, "c": {"d": [1, "off"]}, "e": None, "f": "x=y", "g": 1}
+    with pytest.warns(UserWarning, match="a.b is given more than once, of which the last holds: a.b=2"):
+        assert parse_overrides(texts) == {"a.b": 2, "c": {"d": [1, "off"]}, "e": None, "f": "x=y", "g": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimizer.lr=true", "optimizer.lr"),
+        ("optimizer.epochs=true", "optimizer.epochs"),
+        ("optimizer.grad_clip=true", "optimizer.grad_clip"),
+        ("augment.scale=[true, 1.5]", "augment.scale.0"),
+        ("subset.share=true", "subset.share"),
+        ("method.loss={kind: infonce, temperature: true}", "method.loss.temperature"),
+        ("method.loss=[dice, {kind: infonce, dimension: true}]", "method.loss.1.dimension"),
+        ("method.standard={kind: resolution, max_taps: true}", "method.standard.max_taps"),
+    ],
+)
+def test_true_is_no_number(override: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)}: must be a number, but got true$"):
+        run_with(override)
+    assert run_with("compute.recompute=true").compute.recompute is True
 
 
 def test_broken_yaml_in_an_override_is_told_with_its_key() -> None:
@@ -539,6 +559,10 @@ def test_overrides_go_over_the_file_and_the_file_over_the_defaults(file: Path) -
         ("optimizer: {warmup_epochs: 5, epochs: 3}", ["optimizer.warmup_epochs is cut to the run's 3 epochs, in which the learning rate only rises"]),
         ("method: {alpha: 0, loss: dice, beta: 0, entropy: channel}", ["method.loss has no effect", "method.entropy has no effect"]),
         ("method: {alpha: 0, beta: 0}", []),
+        ("method: {alpha: 0, schedule: cosine}", []),
+        ("method: {alpha: 0, grad_ratio: 0.1}", ["method.grad_ratio has no effect while method.alpha is 0"]),
+        ("method: {alpha: 0, beta: 0, schedule: cosine}", ["method.schedule has no effect while nothing but the output is supervised"]),
+        ("method: {alpha: 0, entropy: null, profile: exp}", ["method.profile has no effect while nothing but the output is supervised"]),
         ("method: {entropy: null}", []),
         ("method: {entropy: null, beta: 0}", []),
         ("method: {alpha: 0.1, loss: dice}", []),

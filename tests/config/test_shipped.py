@@ -162,7 +162,7 @@ def write_cityscapes(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "size", "overrides"),
     [
-        ("cityscapes", write_cityscapes, "[64, 128]", ["optimizer.batch_size=2"]),
+        ("cityscapes", write_cityscapes, "[64, 128]", ["optimizer.batch_size=2", "optimizer.epochs=1"]),
         ("camvid_full", write_camvid, "[48, 64]", ["optimizer.batch_size=3", "optimizer.epochs=2"]),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_recipe_of_full_size_trains_two_steps_on_its_own_files(
     name: str, write: Callable[[Path], None], size: str, overrides: list[str], tmp_path: Path
 ) -> None:
     write(tmp_path / "data")
-    here = [f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}", f"data.size={size}", "optimizer.epochs=1", SCRATCH]
+    here = [f"data.root={tmp_path / 'data'}", f"data.cache={tmp_path / 'cache'}", f"data.size={size}", SCRATCH]
     run = load_run(ROOT / "launch" / f"{name}.yaml", [*here, *overrides])
     steps: list[tuple[int, int]] = []
     result = train(run, on_step=lambda done, of: steps.append((done, of)))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from imachsr.config import ConfigError
+from imachsr.config.folder import lock
 from imachsr.report.html import write_report
-from imachsr.search.folder import lock
 from tests.report.folders import BASELINE, curve, make, trial
 
 TRIALS = [

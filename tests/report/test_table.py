@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from imachsr.config import ConfigError
+from imachsr.config.folder import lock
 from imachsr.report.table import Lead, arms, lead, load_summary, rows, short
-from imachsr.search.folder import lock
 from tests.report.folders import BASELINE, make, trial
 
 MIXED = [

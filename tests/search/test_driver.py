@@ -180,7 +180,7 @@ def test_trials_jsonl_has_a_line_an_epoch_and_summary_json_all_of_them(tmp_path:
 def test_a_second_driver_of_a_folder_is_refused_also_from_another_process(tmp_path: Path) -> None:
     driver = Driver(tmp_path, search_of())
     before = (tmp_path / "search.yaml").read_text()
-    with pytest.raises(ConfigError, match="must not be in use, but another search is running in it"):
+    with pytest.raises(ConfigError, match="must not be in use, but another command works in it"):
         Driver(tmp_path, search_of(), resume=True)
     code = (
         "import pathlib, sys\nfrom imachsr.search.driver import Driver\nfrom imachsr.search.space import make_search\n"
@@ -189,7 +189,7 @@ def test_a_second_driver_of_a_folder_is_refused_also_from_another_process(tmp_pa
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
     other = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert "must not be in use, but another search is running in it" in other.stdout
+    assert "must not be in use, but another command works in it" in other.stdout
     assert (tmp_path / "search.yaml").read_text() == before
     driver.close()
     Driver(tmp_path, search_of(), resume=True).close()  # free again
@@ -209,6 +209,7 @@ def test_a_folder_with_a_search_is_only_continued_on_request_and_unchanged(tmp_p
 
 
 def test_a_folder_whose_study_had_not_begun_is_new(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
     (tmp_path / "search.yaml").write_text("space: {}\n")  # what a driver leaves that dies at once
     driver = Driver(tmp_path, search_of())
     assert run_trial(driver, [1, 1, 1, 1]) == 0

@@ -1,16 +1,15 @@
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from imachsr.config.load import dump_yaml
 from imachsr.config.schema import ConfigError
+from imachsr.files import LOCK
 from imachsr.search.database import FILE, URL_FILE
-from imachsr.search.folder import SETTINGS, check_folder, holds_search, lock
+from imachsr.search.folder import PLAN, SETTINGS, check_folder, holds_search
 from imachsr.search.space import search_to_dict
-from tests.search.play import toy_search
+from tests.search.play import toy_driver, toy_search
 
 
 def begun(folder: Path) -> None:
@@ -20,13 +19,23 @@ def begun(folder: Path) -> None:
 
 def test_a_folder_holds_a_search_once_its_study_has_begun(tmp_path: Path) -> None:
     assert not holds_search(tmp_path)
-    (tmp_path / SETTINGS).write_text("anything: 1\n")  # what a driver leaves that dies at once
+    (tmp_path / SETTINGS).write_text("anything: 1\n")
+    with pytest.raises(ConfigError, match=f"must be a new folder, but holds {SETTINGS}; give another --output"):
+        check_folder(tmp_path, toy_search(), resume=False)
+    (tmp_path / LOCK).touch()  # what a driver leaves that dies at once
     assert not holds_search(tmp_path)
     check_folder(tmp_path, toy_search(), resume=False)
     (tmp_path / URL_FILE).touch()
     assert holds_search(tmp_path)
     with pytest.raises(ConfigError, match="must be a new folder, but holds a search; give another --output, or continue it with --resume"):
         check_folder(tmp_path, toy_search(), resume=False)
+
+
+def test_a_confirmation_that_has_only_its_plan_is_one(tmp_path: Path) -> None:
+    (tmp_path / PLAN).write_text("{}")
+    check_folder(tmp_path, toy_search(), resume=False)
+    toy_driver(tmp_path).close()
+    assert holds_search(tmp_path)
 
 
 def test_only_how_much_and_the_name_may_change(tmp_path: Path) -> None:
@@ -54,22 +63,3 @@ def test_settings_that_cannot_be_read_are_told_with_their_file(tmp_path: Path) -
         (tmp_path / SETTINGS).write_text(text)
         with pytest.raises(ConfigError, match=re.escape(str(tmp_path / SETTINGS))):
             check_folder(tmp_path, toy_search(), resume=True)
-
-
-def test_a_lock_is_gone_with_the_process_that_held_it(tmp_path: Path) -> None:
-    code = (
-        "import pathlib, sys, time\nfrom imachsr.search.folder import lock\nheld = lock(pathlib.Path(sys.argv[1]))\n"
-        "print('held', flush=True)\ntime.sleep(600)"
-    )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match="must not be in use, but another search is running in it"):
-            lock(tmp_path)
-    finally:
-        holder.kill()
-        holder.wait()
-    with lock(tmp_path), pytest.raises(ConfigError, match="must not be in use"):
-        lock(tmp_path)
-    lock(tmp_path).close()

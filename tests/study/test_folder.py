@@ -10,10 +10,10 @@ from imachsr.config.continued import changed
 from imachsr.config.load import run_to_dict
 from imachsr.config.schema import ConfigError
 from imachsr.study.document import document
-from imachsr.study.driver import fingerprints
+from imachsr.study.driver import Held, fingerprints, rehearse
 from imachsr.study.findings import find
-from imachsr.study.folder import Study
-from imachsr.study.plan import scoring_key
+from imachsr.study.folder import Study, holds
+from imachsr.study.plan import scoring_key, wanted
 from imachsr.study.rows import FILE, Known, read
 from imachsr.study.schema import StudyPlan
 from imachsr.study.task import run_to_row
@@ -96,7 +96,7 @@ def test_what_is_declared_is_not_changed_after_results(tmp_path: Path, changes: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrasts": []}, "contrasts: may be added once a run has ended, not taken away, but full against homogeneous is gone"),
+        ({"contrasts": []}, "comparisons may be added once a run has ended, not taken away, but full against homogeneous in small is gone"),
         ({"cells": [{**RAW["cells"][0], "family": "other"}, RAW["cells"][1]]}, "cells.0.family: must stay what it was before a run had ended, all"),
         (
             {"seeds": [1, 2, 3]},
@@ -118,16 +118,151 @@ def test_nothing_that_has_results_is_taken_away_in_its_folder(tmp_path: Path, ch
         )
 
 
+def exchanged(arms: list[dict[str, Any]], one: int, other: int) -> list[dict[str, Any]]:
+    """Arms of which two have one another's settings."""
+    found = [dict(arm) for arm in arms]
+    found[one]["set"], found[other]["set"] = arms[other]["set"], arms[one]["set"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": exchanged(RAW["arms"], 1, 2)}, "primary: must stay what it was .*, cell small, arm full, but got cell small, arm full with other"),
+        ({"arms": exchanged(RAW["arms"], 0, 1)}, "primary: must stay what it was before a run had ended"),
+        ({"arms": exchanged(RAW["arms"], 0, 1), "primary": None}, "comparisons may be added .* but homogeneous against output_only in small is gone"),
+        ({"arms": [RAW["arms"][1], RAW["arms"][0], RAW["arms"][2]], "contrasts": [], "cells": [{"name": "small"}]}, "primary: must stay"),
+        (
+            {"arms": [RAW["arms"][1], RAW["arms"][0], RAW["arms"][2]], "contrasts": [], "cells": [{"name": "small"}], "primary": None},
+            "homogeneous against output_only in small is gone",
+        ),
+        ({"cells": RAW["cells"][:1]}, "comparisons may be added once a run has ended, not taken away, but full against output_only in large is gone"),
+        ({"cells": [RAW["cells"][0], {**RAW["cells"][1], "set": {"optimizer.lr": 4e-3}}]}, ""),
+        ({"arms": [*RAW["arms"], {"name": "more", "set": {"method.loss": "dice"}}]}, ""),
+        (
+            {"arms": [*RAW["arms"][:2], {**RAW["arms"][2], "name": "whole"}], "contrasts": [["whole", "homogeneous"]]}
+            | {"primary": {"cell": "small", "arm": "whole"}, "cells": [RAW["cells"][0], {**RAW["cells"][1], "arms": ["output_only", "whole"]}]},
+            "",
+        ),
+    ],
+)
+def test_what_was_said_stays_by_its_settings_whatever_it_is_called(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    plan = study(run=TINY)
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        for each in [each for each in held.todo() if each.cell == "small"][:3]:
+            held.note(each, {"scores": {"val/miou": 40.0}, "epochs": 1}, "data")
+    if not message:
+        with Study(plan=study(run=TINY, **changes), folder=tmp_path / "s") as held:
+            assert len(held.own) == 3
+        return
+    with pytest.raises(ConfigError, match=message), Study(plan=study(run=TINY, **changes), folder=tmp_path / "s"):
+        pass
+
+
+def test_what_failed_is_no_result_that_must_stay(tmp_path: Path) -> None:
+    with Study(plan=study(run=TINY), folder=tmp_path / "s") as held:
+        first, second = held.todo()[:2]
+        held.note(first, {"error": "no such thing"}, "data")
+        held.note(second, {"error": "no such thing"}, "data")
+    mended = study(run={**TINY, "optimizer": {"epochs": 2, "batch_size": 2}}, primary=None, metric="val/ece")
+    with Study(plan=mended, folder=tmp_path / "s") as held:
+        assert held.told() == ["2 failed runs are forgotten, whose settings the study has no more"]
+        assert not held.own
+        held.note(held.todo()[0], {"error": "again"}, "data")
+    with Study(plan=mended, folder=tmp_path / "s") as held:
+        assert [row.error for row in held.own] == ["again"]
+
+
+def test_the_declared_comparison_may_be_mended_until_both_of_its_arms_have_results(tmp_path: Path) -> None:
+    def ended(held: Study, arm: str, given: dict[str, Any]) -> None:
+        held.note(next(each for each in held.todo() if (each.cell, each.arm) == ("small", arm)), given, "data")
+
+    finished = {"scores": {"val/miou": 40.0}, "epochs": 1}
+    with Study(plan=study(run=TINY), folder=tmp_path / "s") as held:
+        ended(held, "output_only", finished)
+        ended(held, "full", {"error": "not finite"})
+    mended = study(run=TINY, arms=[*RAW["arms"][:2], {"name": "full", "set": {"method.loss": "dice"}}])
+    with Study(plan=mended, folder=tmp_path / "s") as held:
+        assert len(held.own) == 1
+        ended(held, "full", finished)
+    with pytest.raises(ConfigError, match="runs that have ended must stay a part"), Study(plan=study(run=TINY), folder=tmp_path / "s"):
+        pass
+
+
+def test_what_failed_and_is_left_out_is_not_forgotten(tmp_path: Path) -> None:
+    with Study(plan=study(run=TINY), folder=tmp_path / "s") as held:
+        each = next(each for each in held.todo() if each.seed == 7)
+        held.note(each, {"error": "no"}, "data")
+    fewer = study(run=TINY, seeds=list(range(7)))
+    with Study(plan=fewer, folder=tmp_path / "s") as held:
+        assert [row.seed for row in held.own] == [7]
+        assert "1 run that has ended is not of this study as it stands" in document(find(fewer, held.known))
+
+
+def test_rows_of_elsewhere_are_counted_whenever_they_come_and_while_they_stand(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    begun(tmp_path / "s", plan)
+    rows = [row(plan, "small", "full", seed, 40.0) for seed in (5, 6)] + [replace(row(plan, "small", "full", 7, 0.0), state="failed", scores={})]
+    for count in (2, 3):
+        with Study(plan=plan, folder=tmp_path / "s", published=rows[:count]) as held:
+            assert held.provisos()[0].startswith(f"{count} rows were made elsewhere")
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        assert held.forget_failed() == 1
+        held.note(
+            next(each for each in held.todo() if (each.cell, each.arm, each.seed) == ("small", "full", 7)), {"scores": {"val/miou": 1.0}}, "data"
+        )
+        assert held.provisos()[0].startswith("2 rows were made elsewhere")
+
+
+def test_a_folder_in_which_a_user_keeps_a_study_s_file_is_not_a_study_s(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("# mine\nname: toy\n")
+    with pytest.raises(ConfigError, match=r"must be a new folder, but holds study\.yaml"), Study(plan=study(run=TINY), folder=tmp_path):
+        pass
+    assert not holds(tmp_path, "toy")
+    assert (tmp_path / "study.yaml").read_text() == "# mine\nname: toy\n"
+    begun(tmp_path / "s", study(run=TINY))
+    assert holds(tmp_path / "s", "toy")
+    assert not holds(tmp_path / "s", "other")
+
+
+def test_only_what_is_run_is_tried_again(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        for cell in ("small", "large"):
+            held.note(next(each for each in held.todo() if each.cell == cell), {"error": "no"}, "data")
+    with Study(plan=plan, folder=tmp_path / "s", only=["large"]) as held:
+        assert held.forget_failed() == 1
+        assert [row.cell for row in held.own] == ["small"]
+
+
+def test_a_net_that_cannot_be_built_is_told_before_anything_runs() -> None:
+    said: list[str] = []
+    wrong = study(run={**TINY, "model": {"architecture": "unet", "encoder": "resnet999", "encoder_weights": None}})
+    with pytest.raises(ConfigError, match=r"small, output_only: .*resnet999"):
+        rehearse(wanted(wrong, Known()), [], Held(), said.append)
+    layer = [*RAW["arms"][:2], {"name": "full", "set": {"method.standard": {"kind": "explicit", "layers": ["nowhere.3"]}}}]
+    with pytest.raises(ConfigError, match=r"small, full: .*nowhere\.3"):
+        rehearse(wanted(study(run=TINY, arms=layer), Known()), [], Held(), said.append)
+    every = wanted(study(run=TINY, arms=layer), Known())
+    said.clear()
+    # `large` has another rate alone, so that its nets are those of `small`.
+    rehearse([each for each in every if each.arm != "full"], [each for each in every if each.arm == "full"], Held(), said.append)
+    assert said == ["building each of 2 nets once, since a mistake is better known before the first run"]
+    rehearse(every, [each for each in every if each.arm == "full" and each.cell == "large"], Held(), said.append)
+
+
 def test_rows_from_elsewhere_become_rows_of_the_folder(tmp_path: Path) -> None:
     plan = study(run=TINY)
     rows = [row(plan, "small", "full", 0, 40.0), replace(row(plan, "small", "full", 1, 41.0), key="of another study")]
     with Study(plan=plan, folder=tmp_path / "s", published=rows) as held:
         assert held.told()[0] == "1 of the 2 rows that were given are of this study"
-        assert "is the word of the study's file alone" in held.told()[1]
+        told = "1 row was made elsewhere: that `primary` was declared before is the word of the study's file alone"
+        assert held.told()[1:] == held.provisos() == [told]
     assert read(tmp_path / "s" / FILE) == rows[:1]
     with Study(plan=plan, folder=tmp_path / "s") as held:
         assert len(held.todo()) == 8 * 5 - 1
-        assert held.told() == []
+        assert held.told() == held.provisos() == [told], "it stays true"
+        assert f"\n* {told}.\n" in document(find(held.plan, held.known), provisos=held.provisos())
     other = study(run=TINY, primary={"cell": "small", "arm": "homogeneous"})
     with pytest.raises(ConfigError, match="primary: must stay what it was"), Study(plan=other, folder=tmp_path / "s"):
         pass
