@@ -103,7 +103,7 @@ def test_every_difference_is_that_of_plain_arithmetic(findings: Findings, scores
     for each in judged:
         # Equal runs of two cells ran once, for the first of them.
         one, two = (
-            [scores.get((each.cell, arm, seed)) or scores[each.cell.split("_")[0], arm, seed] for seed in each.differences]
+            [scores.get((each.cell, arm, seed)) or scores[each.cell.rpartition("_")[0], arm, seed] for seed in each.differences]
             for arm in (each.arm, each.other)
         )
         pairs = [ours - theirs for ours, theirs in zip(one, two, strict=True)]
