@@ -79,12 +79,12 @@ def test_a_folder_in_use_or_of_other_things_is_left_alone(run: Cli, tmp_path: Pa
         for more in ([], ["--resume"]):
             assert "out must not be in use, but another command works in it" in one_error(run("train", SCENES, *SMALL, "--output", "out", *more))
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/run.yaml").write_text("mine")
+    (tmp_path / "own/run.yaml").write_text("mine: 1")
     for more in ([], ["--resume"]):
         assert "own must be a new folder, but holds run.yaml; give another --output" in one_error(
             run("train", SCENES, *SMALL, "--output", "own", *more)
         )
-    assert [(path.name, path.read_text()) for path in (tmp_path / "own").iterdir()] == [("run.yaml", "mine")]
+    assert [(path.name, path.read_text()) for path in (tmp_path / "own").iterdir()] == [("run.yaml", "mine: 1")]
 
 
 def test_a_training_of_before_marks_goes_on_and_no_other_folder_does(run: Cli, tmp_path: Path) -> None:
