@@ -10,6 +10,7 @@ from rich.console import Console
 
 from imachsr.config.schema import ConfigError
 from imachsr.console import search_table
+from imachsr.files import LOCK
 from imachsr.report.html import write_report
 from imachsr.report.table import load_summary, rows
 from imachsr.search.budget import Meter
@@ -130,6 +131,7 @@ def test_a_search_goes_on_with_the_data_that_it_began_with_only(tmp_path: Path) 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"wall_s": null, "revisions": 3}', '{"wall_s": "x"}'])
 def test_a_summary_that_is_broken_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / LOCK).touch()  # of the search that wrote it
     (tmp_path / FILE).write_text(text)
     assert earlier_s(tmp_path) == 0
     assert earlier_revisions(tmp_path) is None
