@@ -45,8 +45,8 @@ def _of_mapping(output: Mapping[Any, Any]) -> Any:
     for key in ("out", "logits"):
         if isinstance(output.get(key), Tensor):
             return output[key]
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits  # type: ignore[attr-defined]
+    if isinstance(found := getattr(output, "logits", None), Tensor):
+        return found
     tensors = [value for value in output.values() if isinstance(value, Tensor)]
     return tensors[0] if len(tensors) == 1 else None
 
