@@ -102,6 +102,24 @@ def _origins(seen: Seen) -> Iterator[tuple[Any, int]]:
         node, number = node.next_functions[0]
 
 
+_CHANNELS: dict[Layout, int] = {"NCHW": 1, "NHWC": 3, "NCDHW": 1, "NDHWC": 4}
+
+
+def _is_weights_of_positions(seen: Seen, layout: Layout) -> bool:
+    """Whether a softmax along another axis than the channels' gave the tensor: the attention ``[B, heads, N, N]`` of N tokens looks like an image."""
+    node = seen.node
+    while node is not None and (node.name().startswith(("NativeDropout", *_REORDERS)) or _is_masked(node)):
+        node = node.next_functions[0][0]
+    if layout not in _CHANNELS or node is None or not node.name().startswith("Softmax"):
+        return False
+    return int(node._saved_dim) % 2**64 not in (_CHANNELS[layout], _CHANNELS[layout] - seen.shadow.ndim + 2**64)  # a negative axis is kept unsigned
+
+
+def _is_masked(node: Any) -> bool:
+    """Of a product with something that has no gradient, as dropout is on a CPU."""
+    return node.name().startswith("Mul") and [parent for parent, _ in node.next_functions[1:]] == [None]
+
+
 def _signature(module: nn.Module) -> str:
     return type(module).__name__ + ":" + ",".join("x".join(map(str, p.shape)) for p in module.parameters())
 
@@ -111,8 +129,9 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
 
     A candidate is a call whose output holds a float tensor with a spatial extent and at least 2 channels, that lies on a gradient path to the
     model's output, and is not: the root; the same tensor as another call's (the outermost module stands for it); the model's output or a mere resize
-    of it; dropout or identity. Of a tuple, list, dict or dataclass each such tensor is a candidate, ``name[key]``; structures inside of it are not
-    looked into, since inner modules give their tensors. No tensor outlives its use in the forward: of each, shape, dtype and autograd node are kept.
+    of it; dropout or identity; the weights of an attention. Of a tuple, list, dict or dataclass each such tensor is a candidate, ``name[key]``;
+    structures inside of it are not looked into, since inner modules give their tensors. No tensor outlives its use in the forward: of each, shape,
+    dtype and autograd node are kept.
 
     Args:
         model: Any module that takes ``[B, 3, H, W]`` (any number of input channels).
@@ -184,6 +203,8 @@ def _candidates(model: nn.Module, first: Recording, more: list[Call], size: tupl
         for seen, other in zip(call.outputs, twin.outputs, strict=True):
             layout = find_layout(seen.shadow, other.shadow, size, wider=wider)
             if layout is None or seen.node is None or seen.node in excluded or seen.node not in reached:
+                continue
+            if _is_weights_of_positions(seen, layout):
                 continue
             if seen.is_rewritten or (seen.key is not None and any(origin in by_tensor for origin in _origins(seen))):
                 continue  # rewritten in place later on, or a mere collection of what inner modules gave

@@ -5,6 +5,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imachsr import IMacHSR, trace
 from imachsr.core.layers import Trace
@@ -191,6 +192,44 @@ def test_tokens_in_front_of_the_batch_are_told_apart() -> None:
 
 def test_windows_folded_into_the_batch_are_no_candidate() -> None:
     assert addresses(nets.Windowed()) == ["stem"]
+
+
+class _Attention(nn.Module):
+    """Gives its weights too, ``[B, heads, N, N]``."""
+
+    def __init__(self, dropout: float, axis: int) -> None:
+        super().__init__()
+        self.qkv, self.softmax, self.dropout = nn.Linear(8, 24), nn.Softmax(dim=axis), nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = self.qkv(tokens).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        weights = self.dropout(self.softmax(query @ key.transpose(-1, -2)))
+        return (weights @ value).transpose(1, 2).flatten(2), weights
+
+
+class _OneSizeTransformer(nn.Module):
+    """Takes images of 64x64 only, whose 64 tokens give an attention of as many rows and columns as the image has."""
+
+    def __init__(self, dropout: float, axis: int) -> None:
+        super().__init__()
+        self.patch, self.position = nn.Conv2d(3, 8, 8, stride=8), nn.Parameter(torch.zeros(64, 8))
+        self.attention, self.head = _Attention(dropout, axis), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features, _ = self.attention(self.patch(x).flatten(2).transpose(1, 2) + self.position)
+        scores: Tensor = self.head(features.transpose(1, 2).unflatten(2, (8, 8)))
+        return F.interpolate(scores, scale_factor=8.0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("axis", [-1, 3, -2])
+def test_the_weights_of_an_attention_are_no_feature_map(dropout: float, axis: int) -> None:
+    assert addresses(_OneSizeTransformer(dropout, axis), 64, 64) == ["patch", "attention.qkv", "attention[0]"]
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_a_softmax_along_the_channels_gives_a_feature_map(axis: int) -> None:
+    assert addresses(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(dim=axis), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 1))) == ["0", "1", "2"]
 
 
 def test_a_branch_without_a_gradient_path_to_the_output_is_no_candidate() -> None:
