@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +19,11 @@ from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
+from imachsr.core.scale import ScaleWatch, scale_of
 from imachsr.core.schedules import Constant, Profile, Schedule, parse_schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
-
-COLLAPSED = 0.01
-"""Share of a tap's first feature scale below which it counts as collapsed."""
-LOOK_EVERY = 50
-"""Steps between two looks at the feature scale: each look waits for the device."""
 
 
 class IMacHSR(nn.Module):
@@ -104,7 +99,7 @@ class IMacHSR(nn.Module):
         self._recorder: Recorder | None = None
         # Not a buffer: it stays on the CPU, where reading it costs nothing, and DDP has nothing to broadcast.
         self._steps = torch.zeros((), dtype=torch.int64)
-        self._first_scale: dict[str, float] = {}
+        self._scales = ScaleWatch()
         self._is_unwrapped = False
         if alpha > 0 or self.entropy is not None:
             if alpha > 0:
@@ -190,11 +185,7 @@ class IMacHSR(nn.Module):
             )
         if self._is_unwrapped:
             raise RuntimeError("a net must hold its model to train it, but `unwrap()` gave that back; wrap the model again")
-        if len(labels) != len(images):
-            raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
-        if labels.ndim not in (1, images.ndim - 1):
-            pixels = "[B, H, W]" if images.ndim == 4 else "[B, D, H, W]"
-            raise ValueError(f"`labels` must have shape {pixels} or [B] (one an image) for images {list(images.shape)}, but got {list(labels.shape)}")
+        _check_shapes(images, labels)
         ranks = Ranks.here() if self.training and torch.is_grad_enabled() else Ranks()
         if ranks.world > 1 and self.losses:
             check_parallel(self, self.backbone)
@@ -251,7 +242,7 @@ class IMacHSR(nn.Module):
             labels = at_taps.at(extent or (hidden.shape[-2], hidden.shape[-1]))
             if address not in shared:
                 labels = replace(labels, ranks=Ranks())
-            losses.scale[address] = _spread(hidden.detach())
+            losses.scale[address] = scale_of(hidden.detach())
             scores = None
             if self.losses:
                 loss = self.losses[index]
@@ -268,7 +259,8 @@ class IMacHSR(nn.Module):
                 if term is not None:
                     losses.entropy[address] = term
                     losses.weights[f"entropy/{address}"] = entropy_weights[index]
-        self._watch_scale(losses.scale)
+        if self.training and not torch.compiler.is_compiling():
+            self._scales.look(losses.scale, int(self._steps))
 
     def _side(self, loss: AnySideLoss, scores: Tensor, labels: SideLabels, prediction: Tensor, extent: tuple[int, ...] | None) -> Tensor:
         if getattr(loss, "needs_dense", False) and (extent is not None or not labels.is_dense):
@@ -296,27 +288,13 @@ class IMacHSR(nn.Module):
         with torch.autocast(read.device.type, enabled=False):
             return self.entropy(read, labels)
 
-    def _watch_scale(self, scale: dict[str, Tensor]) -> None:
-        """Warn once of a tap whose features shrink to nothing: an entropy term is pleased by that."""
-        if not self.training or torch.compiler.is_compiling() or int(self._steps) % LOOK_EVERY:
-            return
-        for address, value in scale.items():
-            now = float(value)
-            first = self._first_scale.setdefault(address, now)
-            if first > 0 and now < COLLAPSED * first:
-                self._first_scale[address] = 0.0
-                warn(
-                    f"features of tap {address!r} must keep their scale, but their standard deviation fell from {first:.3g} to {now:.3g}; "
-                    "lower beta, or set standardize=True in the entropy regularizer",
-                    stacklevel=2,
-                )
 
-
-def _spread(features: Tensor) -> Tensor:
-    """Standard deviation of all values, as a norm and a mean: two passes, where ``std`` takes the time of eight."""
-    features = features.float()
-    norm: Tensor = torch.linalg.vector_norm(features)
-    return (norm.square() / features.numel() - features.mean().square()).clamp(min=0).sqrt()
+def _check_shapes(images: Tensor, labels: Tensor) -> None:
+    if len(labels) != len(images):
+        raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
+    if labels.ndim not in (1, images.ndim - 1):
+        pixels = "[B, H, W]" if images.ndim == 4 else "[B, D, H, W]"
+        raise ValueError(f"`labels` must have shape {pixels} or [B] (one an image) for images {list(images.shape)}, but got {list(labels.shape)}")
 
 
 def _as_weights(features: Tensor, adapter: nn.Module) -> Tensor:

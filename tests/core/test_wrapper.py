@@ -38,8 +38,8 @@ from imachsr.core.entropy import Regularizer
 from imachsr.core.labels import TapLabels
 from imachsr.core.layout import to_nchw
 from imachsr.core.losses import SideLoss
+from imachsr.core.scale import LOOK_EVERY, scale_of
 from imachsr.core.taps import MAX_CONSECUTIVE_MISSES
-from imachsr.core.wrapper import LOOK_EVERY, _spread
 from tests.core import nets
 
 STAGES = ExplicitStandard(layers=("stage1", "stage2"))
@@ -1008,12 +1008,12 @@ def test_features_that_shrink_to_nothing_are_warned_about_once() -> None:
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (3.0, 1.0), (-50.0, 2.0), (0.0, 1e-4), (0.0, 300.0)])
 def test_the_scale_of_features_is_their_standard_deviation(mean: float, spread: float, dtype: torch.dtype) -> None:
     features = (mean + spread * torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
-    assert _spread(features).item() == pytest.approx(features.double().std(unbiased=False).item(), rel=1e-3)
+    assert scale_of(features).item() == pytest.approx(features.double().std(unbiased=False).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 7.3, -1e4, 1e8])
 def test_the_scale_of_equal_features_is_nothing(value: float) -> None:
-    scale = _spread(torch.full((2, 3, 9, 9), value)).item()
+    scale = scale_of(torch.full((2, 3, 9, 9), value)).item()
     assert math.isfinite(scale)
     assert 0 <= scale <= 1e-3 * abs(value)
 
