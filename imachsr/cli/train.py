@@ -157,7 +157,8 @@ def train(
             tracker.start(training_start(run_to_dict(run), folder.absolute(), key))
         tracker.log(key, row)
         write_text(folder / "reported", f"{row['epoch']:g}\n")
-        numbers = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  train/loss {row['train/loss']:.3f}"
+        scores = f"val/miou {row['val/miou']:5.2f} %  val/loss {row['val/loss']:.3f}  " if "val/miou" in row else ""
+        numbers = f"{scores}train/loss {row['train/loss']:.3f}"
         people.print(f"epoch {row['epoch']:g}/{run.optimizer.epochs}  {numbers}  {row['time/epoch_s']:.1f} s")
 
     def say(line: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-CHANGEABLE = ("compute", "name", "recovery")
+CHANGEABLE = ("compute", "name", "recovery", "scoring")
 """Settings that may differ when a training is continued: none is part of what is computed."""
 
 

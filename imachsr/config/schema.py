@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError
 
-from imachsr.config.training import Compute, Optimizer, Recovery, Settings
+from imachsr.config.training import Compute, Optimizer, Recovery, Scoring, Settings
 from imachsr.core.entropy import ChannelNormEntropy, Regularizer
 from imachsr.core.losses import Brier, SideLoss
 from imachsr.core.losses.union import ALIASES
@@ -167,6 +167,7 @@ class Run(Settings):
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     compute: Compute = Compute()
+    scoring: Scoring = Scoring()
     recovery: Recovery = Recovery()
 
     @property

@@ -85,6 +85,20 @@ class Compute(Settings):
     sync_batch_norm: bool = False
 
 
+class Scoring(Settings):
+    """When a training is scored; none of it is part of the method.
+
+    Attributes:
+        every: Epochs from one score to the next, >= 1; the last epoch always has one. In a search 1, which judges its trials by every epoch.
+    """
+
+    every: int = Field(1, ge=1)
+
+    def is_due(self, epoch: int, last: int) -> bool:
+        """Whether an epoch, from 1, of ``last`` is scored."""
+        return epoch % self.every == 0 or epoch == last
+
+
 class Recovery(Settings):
     """What is kept against faults, and what happens when a number is not finite; none of it is part of the method.
 

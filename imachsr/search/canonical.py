@@ -28,6 +28,7 @@ def canonical(run: Run) -> dict[str, Any]:
     tree = run_to_dict(run)
     tree.pop("name")
     tree.pop("seed")
+    tree.pop("scoring")
     tree["data"].pop("cache", None)
     if run.subset == Subset():  # as in folders that are older than this setting
         tree.pop("subset")

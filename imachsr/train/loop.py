@@ -36,9 +36,9 @@ class Result:
     """What a training gives.
 
     Attributes:
-        history: One row an epoch. Keys: ``epoch`` (from 1); ``val/`` or ``select/`` + ``miou``, ``boundary_iou``, ``accuracy``, ``ece``,
-            ``iou/CLASS`` (percent), ``nll`` (nats) and ``loss``; ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps; the
-            last two weighted), ``lr`` and ``nonfinite`` (steps so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``;
+        history: One row an epoch. Keys: ``epoch`` (from 1); where it was scored ``val/`` or ``select/`` + ``miou``, ``boundary_iou``, ``accuracy``,
+            ``ece``, ``iou/CLASS`` (percent), ``nll`` (nats) and ``loss``; ``train/`` + ``loss``, ``output``, ``side``, ``entropy`` (means over steps;
+            the last two weighted), ``lr`` and ``nonfinite`` (steps so far that were not finite); ``tap/ADDRESS/`` + ``std``, ``side``, ``entropy``;
             ``time/step_ms`` (median), ``time/epoch_s``; ``images_per_s``; ``memory/peak_mib`` (the largest of the workers'), of each one's GPU
             ``gpu/RANK/`` + ``memory_mib``, ``utilization``.
         taps: Addresses of the supervised layers.
@@ -124,25 +124,26 @@ def train(
             training=training, samples=samples, placement=placement, output=output, stop=stop, on_step=on_step, notice=notice, mirror=mirror
         )
         while len(history) < run.optimizer.epochs:
-            row = epochs.train() | score(
-                training.scored,
-                held_out,
-                run.data.class_names,
-                loss=output_loss(run),
-                placement=placement,
-                prefix=evaluate_on,
-                gallery=gallery,
-            )
-            loss = row[f"{evaluate_on}/loss"]
-            if not math.isfinite(loss):  # the last step was one too many; the scores of such a model are those of class 0
-                hint = "lower optimizer.lr or set optimizer.grad_clip"
-                raise FloatingPointError(f"{evaluate_on}/loss must be finite, but got {loss} after epoch {len(history) + 1}; {hint}")
-            history.append({"epoch": len(history) + 1, **row})
+            row, epoch, miou = epochs.train(), len(history) + 1, None
+            if run.scoring.is_due(epoch, run.optimizer.epochs):
+                row |= score(
+                    training.scored,
+                    held_out,
+                    run.data.class_names,
+                    loss=output_loss(run),
+                    placement=placement,
+                    prefix=evaluate_on,
+                    gallery=gallery,
+                )
+                loss, miou = row[f"{evaluate_on}/loss"], row[f"{evaluate_on}/miou"]
+                if not math.isfinite(loss):  # the last step was one too many; the scores of such a model are those of class 0
+                    hint = "lower optimizer.lr or set optimizer.grad_clip"
+                    raise FloatingPointError(f"{evaluate_on}/loss must be finite, but got {loss} after epoch {epoch}; {hint}")
+            history.append({"epoch": epoch, **row})
             training.progress = Progress()
-            miou = row[f"{evaluate_on}/miou"]
-            if output is not None and gallery is not None:  # before the checkpoint, behind which nothing of this epoch is done again
-                best = max(each[f"{evaluate_on}/miou"] for each in history)
-                gallery.save(output, epoch=len(history), score=miou, is_best=miou == best)
+            if output is not None and gallery is not None and miou is not None:  # before the checkpoint, behind which nothing of it is done again
+                best = max(each.get(f"{evaluate_on}/miou", -math.inf) for each in history)
+                gallery.save(output, epoch=epoch, score=miou, is_best=miou == best)
             epochs.save(score=miou)
             if output is not None and rank == 0:
                 _write_history(output, history)

@@ -40,6 +40,14 @@ def test_train_prints_one_json_document_and_its_progress_elsewhere(trained: tupl
     assert "\x1b" not in ran.err
 
 
+def test_an_epoch_that_is_not_scored_is_told_without_scores(run: Cli, tmp_path: Path) -> None:
+    ran = run("train", SCENES, *SMALL, "optimizer.epochs=2", "scoring.every=2", "--output", str(tmp_path / "out"), "--wandb", "disabled")
+    assert ran.code == 0, ran.err
+    lines = [line for line in ran.err.splitlines() if line.startswith("epoch")]
+    assert re.fullmatch(r"epoch 1/2  train/loss [\d.]+  [\d.]+ s", lines[0])
+    assert re.match(r"epoch 2/2  val/miou +[\d.]+ %  val/loss", lines[1])
+
+
 def test_train_leaves_a_run_in_wandb(trained: tuple[Path, Ran]) -> None:
     from tests.tracking import records
 

@@ -143,6 +143,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "seed of the base run": ({"run": {"seed": 5}}, r"run.seed: must be one of `seeds` \[0\], .*but got 5"),
     "searched seed": ({"space": {"seed": {"int": [0, 5]}}}, "space.seed: must not be set here"),
     "seed of an arm": ({"arms": [{"name": "b", "set": {**OUTPUT_ONLY, "seed": 3}}]}, "arms.0.set.seed: must not be set here"),
+    "scores now and then": (
+        {"run": {"scoring": {"every": 5}}},
+        "scoring.every: must be 1 in a search, which judges its trials by every epoch, but got 5",
+    ),
+    "scores now and then by a knob": ({"space": {"scoring.every": {"choice": [1, 5]}}}, "space.scoring.every: 5.*must be 1 in a search"),
     "selection out of range": ({"selection": {"fraction": 1.5}}, "selection: `0 < fraction < 1` must hold, but got 1.5"),
 }
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from imachsr.config.schema import ConfigError
 from imachsr.data.splits import Selection
 from imachsr.train import checkpoint
 from imachsr.train.evaluate import evaluate
+from imachsr.train.gallery import BEST
 from imachsr.train.loop import Result, train
 from tests.train.toys import toy_run, without_clock
 
@@ -70,6 +72,37 @@ def test_a_training_resumed_after_an_epoch_gives_the_numbers_of_an_unbroken_one(
     assert rows(resumed) == rows(result)
     assert [row["epoch"] for row in seen] == list(range(epochs + 1, 5))
     assert_same_weights(folder, broken)
+
+
+def test_a_training_that_is_scored_now_and_then_is_the_same_training(unbroken: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, result = unbroken
+    seldom = train(toy_run(**DRAWING, scoring__every=3), output=tmp_path / "run")
+    scored = [row for row in rows(result) if row["epoch"] in (3, 4)]
+    assert [row for row in rows(seldom) if "val/miou" in row] == scored
+    unscored = [{key: value for key, value in row.items() if not key.startswith("val/")} for row in rows(result) if row["epoch"] in (1, 2)]
+    assert [row for row in rows(seldom) if "val/miou" not in row] == unscored
+    assert [json.loads(line).get("val/miou") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][:2] == [None, None]
+    assert_same_weights(folder, tmp_path / "run")
+    best = json.loads(checkpoint.load(tmp_path / "run", which="best")["history"])
+    assert len(best) == max((row["val/miou"], row["epoch"]) for row in scored)[1]
+    assert np.load(tmp_path / "run" / BEST)["epoch"] == len(best)
+
+
+@pytest.mark.parametrize(("every", "then"), [(4, 1), (1, 4)])
+def test_how_often_is_scored_may_be_changed_where_a_training_goes_on(unbroken: tuple[Path, Result], tmp_path: Path, every: int, then: int) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(toy_run(**DRAWING, scoring__every=every), output=tmp_path / "run", report=stop)
+    resumed = train(toy_run(**DRAWING, scoring__every=then), output=tmp_path / "run", resume=True)
+    assert ["val/miou" in row for row in resumed.history] == [every == 1, every == 1, then == 1, True]
+    assert rows(resumed)[-1] == rows(unbroken[1])[-1]
+    assert_same_weights(unbroken[0], tmp_path / "run")
 
 
 def test_epochs_on_disk_that_were_not_reported_are_reported_first(unbroken: tuple[Path, Result], tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ class Search(Part):
             ConfigError: If they do not fit together.
         """
         run = make_run(self.run, {**settings_of(self.space, values), "name": name, "seed": seed})
+        if run.scoring.every != 1:
+            raise ConfigError(f"scoring.every: must be 1 in a search, which judges its trials by every epoch, but got {run.scoring.every}")
         if (growth := self.scheduler.progressive(run.optimizer.epochs)) is None:
             return run
         return make_run(run_to_dict(run), {"optimizer.progressive": growth})
