@@ -88,12 +88,11 @@ class GradientBalance(nn.Module):
         """
         if torch.compiler.is_compiling():
             raise RuntimeError(_COMPILED)
-        for index in range(len(self.factors)):
-            # Every rank takes part in every sum, also one whose tap did not fire.
-            seen = self._norms.pop(index, torch.zeros(2, device=self.factors.device))
-            rest, side = ranks.mean(seen)
-            if bool((rest > 0) & (side > 0)) and bool(torch.isfinite(rest + side)):
-                wanted = self.factors[index] * self.ratio * pulls[index] * (rest / side).sqrt()
-                log = self.momentum * self.factors[index].log() + (1 - self.momentum) * wanted.log()
-                self.factors[index] = log.exp().clamp(*self.limits)
+        # All taps at once, and none that is asked for its value: a GPU would wait. A rank whose tap did not fire takes part with 0.
+        rest, side = ranks.mean(self.get_extra_state()).unbind(1)
+        self._norms = {}
+        wanted = self.factors * self.ratio * torch.tensor(pulls, device=self.factors.device) * (rest / side).sqrt()
+        log = self.momentum * self.factors.log() + (1 - self.momentum) * wanted.log()
+        is_seen = (rest > 0) & (side > 0) & torch.isfinite(rest + side)
+        self.factors.copy_(torch.where(is_seen, log.exp().clamp(*self.limits), self.factors))
         return self.factors.clone()

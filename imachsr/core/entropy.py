@@ -16,16 +16,18 @@ from imachsr.core.labels import SideLabels
 from imachsr.core.messages import by_name, require
 from imachsr.core.types import in_full
 
-_CHUNK = 2**18
-"""Values that are worked on at a time: temporaries in full precision stay small, and in the cache."""
+_CHUNK, _CHUNK_ELSEWHERE = 2**18, 2**26
+"""Values that are worked on at a time, on a CPU and elsewhere: temporaries in full precision stay small, and there in the cache; a GPU has more than
+that at once, and each piece costs it some twenty launches."""
 
 
 def _chunks(features: Tensor) -> list[slice]:
-    """Runs of positions of ``[B, C, N]`` that hold about ``_CHUNK`` values."""
+    """Runs of positions of ``[B, C, N]`` that hold about as many values as are worked on at a time."""
     positions = features.shape[2]
     if torch.compiler.is_compiling():
         return [slice(0, positions)]
-    length = max(1, _CHUNK // max(1, features.shape[0] * features.shape[1]))
+    most = _CHUNK if features.device.type == "cpu" else _CHUNK_ELSEWHERE
+    length = max(1, most // max(1, features.shape[0] * features.shape[1]))
     return [slice(start, start + length) for start in range(0, positions, length)]
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only  # no public module of torch has it
 
 from imachsr.core.ranks import Ranks
 from imachsr.core.types import IGNORE_INDEX, in_full
@@ -49,6 +50,13 @@ def _of_mapping(output: Mapping[Any, Any]) -> Any:
         return found
     tensors = [value for value in output.values() if isinstance(value, Tensor)]
     return tensors[0] if len(tensors) == 1 else None
+
+
+def read_by(loss: AnyOutputLoss, output: Any) -> Any:
+    """What a loss reads of a model's output: one of the user's own, floating tensors in full precision, which autocast would have seen to."""
+    if isinstance(loss, OutputLoss):
+        return output
+    return tree_map_only(Tensor, lambda part: in_full(part) if part.is_floating_point() else part, output)
 
 
 def _at_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -164,12 +172,12 @@ class OutputDice(_OutputLoss):
     def score(self, logits: Tensor, labels: Tensor, ignore_index: int, ranks: Ranks) -> Tensor:
         labels, logits = labels.reshape(len(labels), -1), logits.reshape(*logits.shape[:2], -1)
         is_valid = labels != ignore_index
-        y = F.one_hot(torch.where(is_valid, labels, 0), logits.shape[1]).transpose(1, 2) * is_valid.unsqueeze(1)
         q = F.softmax(logits, 1) * is_valid.unsqueeze(1)
-        y = y.to(q.dtype)
-        overlap, mass, labelled = ranks.sum(torch.stack([(q * y).sum((0, 2)), (q + y).sum((0, 2)), y.sum((0, 2))]))
+        classes = torch.arange(logits.shape[1], device=labels.device).view(1, -1, 1)
+        y = (torch.where(is_valid, labels, -1).unsqueeze(1) == classes).to(q.dtype)
+        overlap, mass, labelled = ranks.sum(torch.stack([(q * y).sum((0, 2)), q.sum((0, 2)), y.sum((0, 2))]))
         is_present = (labelled > 0).to(q.dtype)
-        coefficient = 2 * overlap / mass.clamp(min=1e-6)
+        coefficient = 2 * overlap / (mass + labelled).clamp(min=1e-6)
         total: Tensor = ((1 - coefficient) * is_present).sum() / is_present.sum().clamp(min=1)
         return total
 

@@ -109,6 +109,7 @@ class Losses:
         weights: Weight of each term in the total (a number, or a scalar tensor), keyed ``side/ADDRESS`` and ``entropy/ADDRESS``.
         prediction: Detached logits of the model's own output, ``[B, K, H, W]``.
         scale: Standard deviation of each tap's features, detached scalars; a fall towards 0 shows collapse.
+        is_checked: Whether the total was found to be finite; a compiled net does not look.
 
     """
 
@@ -119,6 +120,7 @@ class Losses:
     entropy: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, Tensor] = field(default_factory=dict)
+    is_checked: bool = False
 
     @property
     def terms(self) -> dict[str, Tensor]:

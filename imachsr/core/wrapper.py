@@ -14,16 +14,16 @@ from imachsr.core.entropy import Regularizer, parse_regularizer
 from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.layers import Trace, trace
 from imachsr.core.layout import to_nchw, volume_of
-from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
+from imachsr.core.losses import AnySideLoss, DepthRule, SideLoss, losses_of
 from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
-from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of
+from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of, read_by
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
 from imachsr.core.scale import ScaleWatch, scale_of
 from imachsr.core.schedules import Constant, Profile, Schedule, parse_schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
-from imachsr.core.types import IGNORE_INDEX, Losses, Tap
+from imachsr.core.types import IGNORE_INDEX, Losses, Tap, in_full
 
 
 class IMacHSR(nn.Module):
@@ -205,11 +205,11 @@ class IMacHSR(nn.Module):
             raise ValueError(f"the model must give `num_classes` = {self.num_classes} scores a pixel, but gives {prediction.shape[1]}")
         with torch.autocast(labels.device.type, enabled=False):
             shared = {"ranks": ranks} if isinstance(self.output_loss, OutputLoss) else {}
-            out = self.output_loss(output, labels, ignore_index=self.ignore_index, **shared)
+            out = self.output_loss(read_by(self.output_loss, output), labels, ignore_index=self.ignore_index, **shared)
         losses = Losses(total=out, output=out, prediction=prediction.detach())
         if not isinstance(factor, float) or factor > 0:
             self._add_side(losses, features, at_taps, tuple(images.shape[2:]), factor, ranks)
-        losses.total = self.objective.sum(out, losses.terms, losses.weights)
+        losses.total, losses.is_checked = self.objective.sum(out, losses.terms, losses.weights), is_checked
         if ranks.world > 1:  # what fired nowhere on this rank still takes part in the ranks' sums
             losses.total = losses.total + 0.0 * sum(p.sum() for p in (*self.adapters.parameters(), *self.loss_modules.parameters()))
         self._steps += self.training
@@ -228,10 +228,7 @@ class IMacHSR(nn.Module):
         if self.balance is not None and self.training:
             balance = self.balance.update(ranks, self.objective.pulls(len(self.taps), factor))
         side_weights, entropy_weights = self.objective.weights(len(self.taps), factor, balance)
-        # A tap that did not fire on every rank cannot be summed over the ranks: the others would not take part.
-        is_fired = torch.tensor([tap.layer.address in features for tap in self.taps], dtype=torch.float32, device=losses.output.device)
-        everywhere = ranks.mean(is_fired).tolist() if ranks.world > 1 else [1.0] * len(self.taps)
-        shared = {tap.layer.address for tap, share in zip(self.taps, everywhere, strict=True) if share == 1.0}
+        shared = self._fired_everywhere(features, ranks, losses.output.device)
         for index, tap in enumerate(self.taps):
             address = tap.layer.address
             if address not in features:
@@ -262,6 +259,14 @@ class IMacHSR(nn.Module):
         if self.training and not torch.compiler.is_compiling():
             self._scales.look(losses.scale, int(self._steps))
 
+    def _fired_everywhere(self, features: dict[str, Tensor], ranks: Ranks, device: torch.device) -> set[str]:
+        """Addresses of the taps that can be summed over the ranks: of one that did not fire on every rank, the others would not take part."""
+        if ranks.world == 1:
+            return set(features)
+        is_fired = torch.tensor([tap.layer.address in features for tap in self.taps], dtype=torch.float32, device=device)
+        shares = ranks.mean(is_fired).tolist()
+        return {tap.layer.address for tap, share in zip(self.taps, shares, strict=True) if share == 1.0}
+
     def _side(self, loss: AnySideLoss, scores: Tensor, labels: SideLabels, prediction: Tensor, extent: tuple[int, ...] | None) -> Tensor:
         if getattr(loss, "needs_dense", False) and (extent is not None or not labels.is_dense):
             given = "volumes" if extent is not None else "one label an image"
@@ -275,6 +280,8 @@ class IMacHSR(nn.Module):
                     f"but gives {prediction.shape[1]}"
                 )
             labels = replace(labels, output=_resized(prediction, extent or tuple(labels.hard.shape[1:])))
+        if not isinstance(loss, SideLoss):  # of the user's own: autocast, which would have seen to its precision, is off
+            scores, labels = in_full(scores), replace(labels, output=None if labels.output is None else in_full(labels.output))
         with torch.autocast(scores.device.type, enabled=False):
             return loss(scores, labels)
 
@@ -286,7 +293,7 @@ class IMacHSR(nn.Module):
         if labels.valid.shape[1:] != read.shape[2:]:  # one label an image stands for all positions
             labels = replace(labels, valid=labels.valid.expand(-1, *read.shape[2:]))
         with torch.autocast(read.device.type, enabled=False):
-            return self.entropy(read, labels)
+            return self.entropy(read if isinstance(self.entropy, Regularizer) else in_full(read), labels)
 
 
 def _check_shapes(images: Tensor, labels: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only  # no public module of torch has them
 
 from imachsr.config.schema import ConfigError
-from imachsr.core.output import CrossEntropy, logits_of
+from imachsr.core.output import CrossEntropy, logits_of, read_by
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from imachsr.data.samples import Progress, Samples, untold
@@ -104,6 +104,7 @@ def _loss(loss: Callable[..., Any], output: Any, labels: Tensor) -> Tensor:
     """Sum over the images of their loss times their valid pixels, and of those pixels, ``[2]`` float64."""
     valid = (labels != IGNORE_INDEX).flatten(1).sum(1)
     total = torch.zeros(2, dtype=torch.float64, device=labels.device)
+    output = read_by(loss, output)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         output = logits_of(output)  # an object of the model's own, which cannot be cut into images
     for image, pixels in enumerate(valid.tolist()):

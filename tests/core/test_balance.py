@@ -1,6 +1,7 @@
 """grad_ratio: the gradient of each side loss at its tap follows rho times that of everything else there."""
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -68,6 +69,23 @@ def test_a_schedule_and_a_profile_are_not_balanced_away(knobs: dict[str, Any], e
     for _ in range(80):
         net(nets.images(), nets.labels()).total.backward()
     assert measured(net, nets.images(), nets.labels()) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_factors_are_those_of_one_tap_at_a_time() -> None:
+    balance, alone = GradientBalance(4, 0.5), []
+    seen = torch.tensor([[4.0, 1.0], [0.0, 3.0], [2.0, float("inf")], [1e-9, 1e9]])
+    for step in range(3):
+        balance._norms = dict(enumerate(seen * (step + 1)))
+        factors = balance.update(Ranks(), [1.0, 1.0, 1.0, 0.5])
+        assert balance._norms == {}
+    for (rest, side), pull in zip(seen.tolist(), [1.0, 1.0, 1.0, 0.5], strict=True):
+        factor = 1.0
+        if rest > 0 and 0 < side < math.inf:
+            for _ in range(3):
+                factor = min(max(math.exp(0.9 * math.log(factor) + 0.1 * math.log(factor * 0.5 * pull * math.sqrt(rest / side))), 1e-3), 1e3)
+        alone.append(factor)
+    assert factors.tolist() == pytest.approx(alone)
+    assert alone[1:3] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "tokens", "tokens first"])

@@ -121,6 +121,14 @@ def test_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(gradient, seed.unsqueeze(1) * log_p.exp() * (log_p + entropy) / 0.7)
 
 
+def test_a_gpu_is_not_given_the_small_pieces_of_a_cpu() -> None:
+    def pieces(device: str) -> int:  # only shapes: there need be no such memory
+        return len(module._chunks(torch.empty(2, 512, 256 * 128, device=device).expand(2, -1, -1)))
+
+    assert (pieces("cpu"), pieces("meta")) == (128, 1)
+    assert len(module._chunks(torch.empty(16, 2048, 128 * 64, device="meta"))) == 4
+
+
 def test_the_gradient_of_the_papers_term_is_the_known_one() -> None:
     """(1 / tau) p_j (log p_j + H) in each pixel, over the number of pixels."""
     features, _ = draw()

@@ -35,7 +35,7 @@ from imachsr import (
     Warmup,
 )
 from imachsr.core.entropy import Regularizer
-from imachsr.core.labels import TapLabels
+from imachsr.core.labels import SideLabels, TapLabels
 from imachsr.core.layout import to_nchw
 from imachsr.core.losses import SideLoss
 from imachsr.core.scale import LOOK_EVERY, scale_of
@@ -443,6 +443,43 @@ def test_a_model_in_another_precision_gets_adapters_in_it(dtype: torch.dtype) ->
     losses.total.backward()
     assert {parameter.dtype for parameter in net.parameters()} == {dtype}
     assert bool(torch.isfinite(losses.total))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_ones_own_read_full_precision_under_autocast(dtype: torch.dtype) -> None:
+    read: dict[str, set[torch.dtype]] = {}
+
+    class Own:
+        family, needs_output = "own", True
+
+        def make_adapter(self, channels: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+            return nn.Conv2d(channels, num_classes, 1)
+
+        def __call__(self, scores: Tensor, labels: SideLabels) -> Tensor:
+            assert labels.output is not None
+            read.setdefault("side", set()).update({scores.dtype, labels.output.dtype})
+            return scores.square().mean()
+
+    def regularizer(features: Tensor, labels: SideLabels) -> Tensor:
+        read.setdefault("entropy", set()).add(features.dtype)
+        return features.square().mean()
+
+    def output_loss(output: dict[str, Any], labels: Tensor, *, ignore_index: int) -> Tensor:
+        read.setdefault("output", set()).update({output["out"].dtype, output["more"][0].dtype})
+        assert output["count"].dtype == torch.int64
+        return F.cross_entropy(output["out"], labels, ignore_index=ignore_index)
+
+    class Several(nets.Encoder):
+        def forward(self, x: Tensor) -> Any:
+            out = super().forward(x)
+            return {"out": out, "more": [out], "count": torch.ones(2, dtype=torch.int64)}
+
+    net = build(Several(), loss=Own(), entropy=regularizer, output_loss=output_loss)
+    with torch.autocast("cpu", dtype):
+        losses = net(nets.images(), nets.labels())
+    assert read == {name: {torch.float32} for name in ("side", "entropy", "output")}
+    losses.total.backward()
+    assert losses.prediction.dtype == dtype  # the model itself ran in the other one
 
 
 def test_under_autocast_the_losses_stay_in_float32_and_near() -> None:
