@@ -4,7 +4,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -191,13 +191,22 @@ def _largest(row: Row) -> Row:
 
 
 def _terms(losses: Losses) -> Row:
-    row = {"train/loss": float(losses.total.detach()), "train/output": float(losses.output.detach())}
+    parts: dict[str, Any] = {"total": losses.total, "output": losses.output, **losses.terms}
+    parts |= {f"weight/{name}": weight for name, weight in losses.weights.items()} | {f"scale/{name}": scale for name, scale in losses.scale.items()}
+    of = _numbers(parts)
+    row = {"train/loss": of["total"], "train/output": of["output"]}
     for group, terms in (("side", losses.side), ("entropy", losses.entropy)):
-        values = {address: float(value.detach()) for address, value in terms.items()}
-        if values:
-            row[f"train/{group}"] = math.fsum(float(losses.weights[f"{group}/{address}"]) * value for address, value in values.items())
-        row |= {f"tap/{address}/{group}": value for address, value in values.items()}
-    return row | {f"tap/{address}/std": float(value) for address, value in losses.scale.items()}
+        if terms:
+            row[f"train/{group}"] = math.fsum(of[f"weight/{group}/{address}"] * of[f"{group}/{address}"] for address in terms)
+        row |= {f"tap/{address}/{group}": of[f"{group}/{address}"] for address in terms}
+    return row | {f"tap/{address}/std": of[f"scale/{address}"] for address in losses.scale}
+
+
+def _numbers(values: Mapping[str, Any]) -> Row:
+    """Scalars on one device, and numbers, as numbers; the device is waited for once."""
+    scalars = [value.detach().double().reshape(()) for value in values.values() if isinstance(value, torch.Tensor)]
+    read = iter(torch.stack(scalars).tolist() if scalars else [])
+    return {name: next(read) if isinstance(value, torch.Tensor) else float(value) for name, value in values.items()}
 
 
 def _seed(seed: int, step: int, rank: int) -> None:

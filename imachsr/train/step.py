@@ -16,6 +16,9 @@ from imachsr.core.types import Losses
 from imachsr.train.device import Placement
 from imachsr.train.parallel import agree, gathered, summed, synchronised, whole
 
+FIRST_SCALE, LEAST_SCALE = 2.0**16, 1.0
+"""Of a loss in float16: torch's own to begin with, halved by each step whose gradient is not finite; and the one below which there is no use."""
+
 
 def train_step(
     net: nn.Module,
@@ -48,7 +51,8 @@ def train_step(
         The losses of each micro-batch.
 
     Raises:
-        FloatingPointError: If a loss, or a gradient that is looked at, is not finite, on any rank; nothing has been updated then.
+        FloatingPointError: If a loss, or a gradient that is looked at, is not finite, on any rank; nothing has been updated then. In float16 a
+            gradient is looked at by the scaler, which tries other scales in the steps that follow.
 
     """
     optimizer.zero_grad(set_to_none=True)
@@ -70,9 +74,18 @@ def train_step(
     else:
         scaler.step(optimizer)
         scaler.update()
+        _check_scale(scaler)
     with _may_skip() if scaler is not None else contextlib.nullcontext():
         scheduler.step()
     return done
+
+
+def _check_scale(scaler: torch.amp.GradScaler) -> None:
+    """Refuse a gradient that is not finite whatever the loss was multiplied by; the scaler would leave out every further step and say nothing."""
+    if (scale := scaler.get_scale()) < LEAST_SCALE:
+        scaler.update(FIRST_SCALE)  # for what goes on behind this step
+        rule = f"the gradient must be finite in float16 for a loss times {LEAST_SCALE:g} or more"
+        raise FloatingPointError(f"{rule}, but is not until {scale:g}; lower optimizer.lr, or set compute.precision=bfloat16")
 
 
 @contextlib.contextmanager
@@ -88,7 +101,7 @@ def _forward(net: nn.Module, images: Tensor, labels: Tensor, placement: Placemen
     error: FloatingPointError | None = None
     try:
         with placement.autocast():
-            losses: Losses = net(placement.put_images(images), labels.to(placement.device))
+            losses: Losses = net(placement.put_images(images), labels.to(placement.device, non_blocking=True))
         check_finite(losses)
     except FloatingPointError as found:
         error = found
@@ -102,12 +115,13 @@ def _forward(net: nn.Module, images: Tensor, labels: Tensor, placement: Placemen
 def _clip(net: nn.Module, limit: float | None, *, is_checked: bool) -> None:
     if limit is None and not is_checked:
         return
-    for name, part in (net.module if isinstance(net, DistributedDataParallel) else net).named_children():
-        parameters = [parameter for parameter in part.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if is_checked:
-            value = float(whole(norm))
+    parts = dict((net.module if isinstance(net, DistributedDataParallel) else net).named_children())
+    parameters = {name: [parameter for parameter in part.parameters() if parameter.grad is not None] for name, part in parts.items()}
+    norms = {name: nn.utils.get_total_norm([each.grad for each in those if each.grad is not None]) for name, those in parameters.items() if those}
+    if is_checked and norms:
+        for name, value in zip(norms, torch.stack([whole(norm) for norm in norms.values()]).tolist(), strict=True):  # a GPU is waited for once
             if not math.isfinite(value):
                 raise FloatingPointError(f"the gradient of the {name} must be finite, but its norm is {value}; lower optimizer.lr")
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    if limit is not None:
+        for name, norm in norms.items():
+            nn.utils.clip_grads_with_norm_(parameters[name], limit, norm)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from imachsr.config.schema import Run
 from imachsr.train import checkpoint
 from imachsr.train.batches import batches
 from imachsr.train.loop import train
 from tests.train.test_resume import assert_equal, state_of
-from tests.train.toys import Bands, toy_run, without_clock
+from tests.train.toys import Bands, Poisoned, Tiny, _NanBack, toy_run, without_clock
 
 NAMED = "every term must be finite, but output loss is nan; side loss of tap 'first.1' is nan"
 STEP = 3
@@ -77,6 +78,26 @@ def test_the_hint_is_true_and_ends_bitwise_like_skip_from_the_start(tmp_path: Pa
     assert [row["train/nonfinite"] for row in resumed.history] == [1, 2]
     assert [without_clock(row) for row in resumed.history] == [without_clock(row) for row in whole.history]
     assert_equal(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+
+
+class NeverFinite(Poisoned):
+    """Whose gradient is NaN in every step of a training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _NanBack.apply(Tiny.forward(self, images)) if self.training and len(images) > 3 else Tiny.forward(self, images)
+
+
+def test_a_gradient_that_no_scale_of_float16_makes_finite_is_told(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"model": {"import": "tests.train.test_nonfinite:NeverFinite"}, "compute__precision": "float16"}
+    settings |= {"data__kwargs": {"count": 16}, "optimizer__epochs": 10, "optimizer__batch_size": 4, "recovery__checkpoint_steps": 1}
+    message = "the gradient must be finite in float16 for a loss times 1 or more, but is not until 0.5; lower optimizer.lr"
+    with pytest.raises(FloatingPointError, match=message):
+        train(toy_run(**settings), output=tmp_path / "run")
+    steps = state_of(tmp_path / "run")["step"]
+    assert steps == 16  # 2^16 halved to 1, and the step after it
+    with pytest.raises(FloatingPointError, match=f"{message}.*recovery.max_nonfinite = 1"):
+        train(toy_run(**settings, recovery__nonfinite="skip", recovery__max_nonfinite=1), output=tmp_path / "skip")
+    assert state_of(tmp_path / "skip")["step"] == 33
 
 
 @pytest.mark.parametrize(("where", "grad_clip"), [("forward", None), ("backward", None), ("backward", 1.0)])
