@@ -36,8 +36,16 @@ def build_model(run: Run, num_classes: int) -> nn.Module:
             raise ConfigError(f"model: {error}") from error
 
 
-def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Samples | None = None, steps_per_epoch: int | None = None) -> IMacHSR:
-    """Backbone, taps, adapters and losses, on the CPU.
+def build_net(
+    run: Run,
+    *,
+    num_classes: int,
+    size: tuple[int, int],
+    samples: Samples | None = None,
+    steps_per_epoch: int | None = None,
+    device: str = "cpu",
+) -> IMacHSR:
+    """Backbone, taps, adapters and losses.
 
     The weights of the backbone do not depend on the method: every arm of a search starts from the same.
 
@@ -47,13 +55,14 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
         size: (H, W) of the images.
         samples: For a standard that looks at data.
         steps_per_epoch: For a schedule that changes; None for a net that is looked at and not trained, which takes one.
+        device: Where the net will be; its layers are found there too, by forwards of whole images.
 
     Raises:
         ConfigError: If the model and the method do not fit; the message says how.
     """
     check_output_loss(run, num_classes)
-    model = build_model(run, num_classes)
-    example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(run.seed))
+    model = build_model(run, num_classes).to(device)
+    example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(run.seed)).to(device)
     method = run.method
     standard, of_output = selection_standard(run), output_loss(run)
     try:
@@ -73,7 +82,7 @@ def build_net(run: Run, *, num_classes: int, size: tuple[int, int], samples: Sam
             schedule=method.schedule,
             total_steps=Plan(run=run, full=steps_per_epoch or 1).total * run.optimizer.accumulate,
             grad_ratio=method.grad_ratio,
-            calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size),
+            calibration=None if samples is None else _Batches(lambda: samples, run.optimizer.batch_size, device),
             seed=run.seed,
         )
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
@@ -123,16 +132,19 @@ def _called(key: str, part: Any, positional: int, always: dict[str, Any]) -> Any
 
 
 class _Batches:
-    """Normalised batches in the samples' order, not augmented; loaded when they are asked for."""
+    """Normalised batches in the samples' order, not augmented; loaded when they are asked for.
 
-    def __init__(self, load: Callable[[], Samples], batch_size: int) -> None:
-        self._load, self._batch_size = load, batch_size
+    They have 8 samples at most: a step's may be shared by many workers, and here the features of all layers are kept, in full precision.
+    """
+
+    def __init__(self, load: Callable[[], Samples], batch_size: int, device: str = "cpu") -> None:
+        self._load, self._batch_size, self._device = load, min(8, batch_size), device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         samples = self._load()
         for start in range(0, len(samples), self._batch_size):
             index = torch.arange(start, min(start + self._batch_size, len(samples)))
-            yield normalize(samples.images[index]), samples.labels[index].long()
+            yield normalize(samples.images[index].to(self._device)), samples.labels[index].long().to(self._device)
 
 
 def calibrate(run: Run, model: nn.Module, num_classes: int, *, progress: Progress = untold) -> Calibration:

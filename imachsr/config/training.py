@@ -67,7 +67,8 @@ class Compute(Settings):
         precision: auto, float32, bfloat16 or float16 (autocast; weights stay float32; float16 with a loss scaler).
         channels_last: Memory layout of images and weights: auto, on or off.
         threads: CPU threads a worker, >= 1, or null for torch's choice.
-        loader_workers: Processes a worker that augment batches ahead, >= 0; auto: none on a CPU, whose cores train, up to 8 with a GPU.
+        loader_workers: Processes a worker that augment batches ahead, >= 0; auto: none on a CPU, whose cores train; with a GPU up to 8, of
+            which there are `threads` where that is given.
         compile: Whether the net is compiled by torch.compile: the first steps take minutes, the others less time.
         recompute: Activation checkpointing: compute the activations of blocks again in the backward, to save memory.
         parallel: How several workers share the net: ddp (each has all of it) or fsdp (each has a part).
@@ -86,13 +87,15 @@ class Compute(Settings):
 
 
 class Scoring(Settings):
-    """When a training is scored; none of it is part of the method.
+    """When and how a training is scored; none of it is part of the method.
 
     Attributes:
         every: Epochs from one score to the next, >= 1; the last epoch always has one. In a search 1, which judges its trials by every epoch.
+        batch_size: Images at a time, >= 1, of each worker; null: twice those of a training step, whose backward takes more, and at most 16.
     """
 
     every: int = Field(1, ge=1)
+    batch_size: int | None = Field(None, ge=1)
 
     def is_due(self, epoch: int, last: int) -> bool:
         """Whether an epoch, from 1, of ``last`` is scored."""

@@ -20,7 +20,7 @@ from imachsr.train import checkpoint
 from imachsr.train.device import Machine, decide
 from imachsr.train.evaluate import evaluate, trained_model
 from imachsr.train.loop import Result, train
-from imachsr.train.score import Corrupted, score_corrupted
+from imachsr.train.score import Corrupted, images_at_once, score_corrupted
 from imachsr.train.stopping import TrainingStopped
 
 ORIGIN = "data.txt"
@@ -81,7 +81,7 @@ def _beyond(run: Run, folder: Path, scoring: Mapping[str, Any]) -> dict[str, flo
         placement = decide(run.compute, Machine.here())
         model = placement.put_net(trained_model(checkpoint.load(folder), run))
         held_out = run.subset.scored(partial(run.data.load, "train"), partial(run.data.load, "val"))
-        found |= score_corrupted(model, held_out, run.data.class_names, Corrupted(**wanted), placement=placement)
+        found |= score_corrupted(model, held_out, run.data.class_names, Corrupted(**wanted), placement=placement, batch=images_at_once(run))
     for name, overrides in scoring.get("also_on", {}).items():
         given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
         row = evaluate(folder, split="val", overrides=given)

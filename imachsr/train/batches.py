@@ -46,7 +46,8 @@ def batch_size(run: Run, count: int, world: int) -> int:
 def loader_workers(compute: Compute, *, device: str, cores: int, ranks: int) -> int:
     """Processes that prepare a rank's batches ahead; 0 prepares each in the training process when it is due.
 
-    "auto" is 0 on a CPU, since the cores that would prepare are those that train, and with a GPU a rank's share of the cores but one.
+    "auto" is 0 on a CPU, since the cores that would prepare are those that train. With a GPU it is ``threads``, which a trial has from what it
+    reserved of a machine that others share, or else a rank's share of the cores but one.
 
     Args:
         compute: The setting.
@@ -56,7 +57,8 @@ def loader_workers(compute: Compute, *, device: str, cores: int, ranks: int) -> 
     """
     if compute.loader_workers != "auto":
         return compute.loader_workers
-    return max(0, min(MOST_WORKERS, cores // ranks - 1)) if device == "cuda" else 0
+    own = cores // ranks - 1 if compute.threads is None else compute.threads
+    return max(0, min(MOST_WORKERS, own)) if device == "cuda" else 0
 
 
 class Batches:

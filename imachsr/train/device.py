@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import resource
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,22 @@ class Placement:
     def put_net(self, net: nn.Module) -> nn.Module:
         """The module on the device, in the layout."""
         net = net.to(self.device)
-        return net.to(memory_format=torch.channels_last) if self.is_channels_last else net
+        if self.is_channels_last:
+            for each in (*net.parameters(), *net.buffers()):
+                if each.ndim == 4:  # Module.to takes those of five axes too, and then fails
+                    each.data = each.data.contiguous(memory_format=torch.channels_last)
+        return net
 
     def put_images(self, images: Tensor) -> Tensor:
         """The images on the device, in the layout."""
         images = images.to(self.device, non_blocking=True)
         return images.contiguous(memory_format=torch.channels_last) if self.is_channels_last else images
+
+
+def forget_peak(placement: Placement) -> None:
+    """Begin to look anew for the largest memory of the GPU: what ran before in this process is not what is told of next."""
+    if placement.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def claim_gpu(placement: Placement) -> None:
@@ -113,7 +124,8 @@ def usage(device: str, rank: int = 0) -> dict[str, float]:
         ``memory/peak_mib`` (resident); with a GPU also ``gpu/RANK/memory_mib`` (largest allocated) and, where NVML answers,
         ``gpu/RANK/utilization`` (percent of the last second in which it computed).
     """
-    found = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
+    found = {"memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
     if device == "cuda":
         found[f"gpu/{rank}/memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
         if (utilization := _utilization()) is not None:

@@ -24,7 +24,9 @@ from imachsr.models import SmpModel
 from imachsr.train import checkpoint
 from imachsr.train.device import Machine, decide
 from imachsr.train.metrics import Reliability
-from imachsr.train.score import Corrupted, score, score_corrupted
+from imachsr.train.score import Corrupted, images_at_once, score, score_corrupted
+
+_AT_ONCE = "scoring.batch_size"
 
 
 def trained_model(state: dict[str, Any], run: Run, *, use_ema: bool = True) -> nn.Module:
@@ -73,7 +75,7 @@ def evaluate(
     Args:
         folder: The training's ``--output``.
         split: train, val or test; val is the sequence that was held out where ``subset.hold_out`` names one.
-        overrides: ``key=value``, such as ``data.domain=shifted``; of data, compute and output_loss only.
+        overrides: ``key=value``, such as ``data.domain=shifted``; of data, compute and output_loss, and ``scoring.batch_size``.
         which: The latest checkpoint, or the best-scored one.
         use_ema: As in :func:`trained_model`.
         corrupted: Score on spoilt images instead.
@@ -85,8 +87,9 @@ def evaluate(
     """
     dotted = parse_overrides(overrides)
     for key in dotted:
-        if key.partition(".")[0] not in SCORED_ON:
-            raise ConfigError(f"an override must begin with {', '.join(SCORED_ON)}, since the model is trained already, but got {key}")
+        if key != _AT_ONCE and key.partition(".")[0] not in SCORED_ON:
+            rule = f"an override must begin with {', '.join(SCORED_ON)}, or be {_AT_ONCE}"
+            raise ConfigError(f"{rule}, since the model is trained already, but got {key}")
     state = checkpoint.load(folder, which)
     before = make_run(json.loads(state["run"]))
     run = make_run(json.loads(state["run"]), dotted)
@@ -103,11 +106,12 @@ def evaluate(
             raise ConfigError("output_loss must be left out, since spoilt images are scored without a loss")
         check_scored(len(names), state["num_classes"])
         check_output_loss(run, state["num_classes"])
+    batch = images_at_once(run)
     if corrupted is None:
         # Of fewer classes than the loss may have weights for, plain cross-entropy.
         loss = output_loss(run) if len(names) == state["num_classes"] else CrossEntropy()
-        return score(model, samples, names, loss=loss, placement=placement, prefix=split, reliability=reliability)
-    return score_corrupted(model, samples, names, corrupted, placement=placement, progress=progress)
+        return score(model, samples, names, loss=loss, placement=placement, prefix=split, reliability=reliability, batch=batch)
+    return score_corrupted(model, samples, names, corrupted, placement=placement, progress=progress, batch=batch)
 
 
 def check_scored(count: int, num_classes: int) -> None:

@@ -12,9 +12,11 @@ import torch
 
 from imachsr.config.build import build_net, build_optimizer
 from imachsr.config.schema import Run
+from imachsr.core.output import CrossEntropy
 from imachsr.data.samples import Samples
 from imachsr.data.transforms import normalize
 from imachsr.train.device import Machine, decide
+from imachsr.train.score import images_at_once, score
 from imachsr.train.step import train_step
 
 FEW = (2, 4)
@@ -39,7 +41,7 @@ class TooLargeError(RuntimeError):
 
 
 def measure(run: Run, samples: Samples, *, workers: int = 1) -> Footprint:
-    """Train a few steps of a net that is thrown away, with 2 and with 4 images, and follow the line through both to a worker's whole batch.
+    """Train a few steps of a net that is thrown away, with 2 and 4 images, follow the line through both to a worker's whole batch, and score one.
 
     Time and memory of convolutions grow in proportion to the images, above a floor that both batches share. The training that follows is not
     touched: it draws from its own generators.
@@ -61,7 +63,8 @@ def measure(run: Run, samples: Samples, *, workers: int = 1) -> Footprint:
     found: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[]), _running_out():
         size = (samples.images.shape[-2], samples.images.shape[-1])
-        net = placement.put_net(build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=1))
+        net = build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=1, device=placement.device)
+        placement.put_net(net)
         optimizer, scheduler = build_optimizer(run, net, 1)
         net.train()
         for count in sizes:
@@ -75,8 +78,15 @@ def measure(run: Run, samples: Samples, *, workers: int = 1) -> Footprint:
                 peak.wait()
                 seconds.append(time.perf_counter() - before)
             found.append((peak.mib(), 1e3 * seconds[-1]))
+        optimizer.zero_grad(set_to_none=True)
+        peak.reset()
+        batch = images_at_once(run, workers=workers)
+        shown = samples.subset([number % len(samples) for number in range(batch)])
+        score(net.backbone, shown, run.data.class_names, loss=CrossEntropy(), placement=placement, prefix="tried", batch=batch)
+        peak.wait()
+        scoring = peak.mib()
     memory, step = ([pair[which] for pair in found] for which in (0, 1))
-    return Footprint(memory_mib=_extended(sizes, memory, whole), step_ms=_extended(sizes, step, whole))
+    return Footprint(memory_mib=max(scoring, _extended(sizes, memory, whole)), step_ms=_extended(sizes, step, whole))
 
 
 def _extended(sizes: list[int], values: list[float], size: int) -> float:

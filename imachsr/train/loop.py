@@ -19,12 +19,12 @@ from imachsr.files import write_text
 from imachsr.tracking.events import finite
 from imachsr.train import checkpoint
 from imachsr.train.batches import batch_size
-from imachsr.train.device import Machine, Placement, claim_gpu, decide
+from imachsr.train.device import Machine, Placement, claim_gpu, decide, forget_peak
 from imachsr.train.epochs import Epochs, Notice, newest
 from imachsr.train.gallery import Gallery
 from imachsr.train.parallel import Row, parallelise, rank_and_world
 from imachsr.train.recompute import recompute_activations
-from imachsr.train.score import score
+from imachsr.train.score import images_at_once, score
 from imachsr.train.state import Progress, Training, make_ema
 from imachsr.train.stopping import StopRequest
 from imachsr.train.stored import newest_apart
@@ -99,6 +99,7 @@ def train(
         torch.set_num_threads(run.compute.threads)
     placement = decide(run.compute, Machine.here())
     claim_gpu(placement)
+    forget_peak(placement)
     cut = (selection or Selection()) if evaluate_on == "select" else None
     samples, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"), selection=cut)
     training = _build(run, samples, placement, steps=len(samples) // batch_size(run, len(samples), world))
@@ -134,6 +135,7 @@ def train(
                     placement=placement,
                     prefix=evaluate_on,
                     gallery=gallery,
+                    batch=images_at_once(run, workers=world),
                 )
                 loss, miou = row[f"{evaluate_on}/loss"], row[f"{evaluate_on}/miou"]
                 if not math.isfinite(loss):  # the last step was one too many; the scores of such a model are those of class 0
@@ -162,7 +164,7 @@ def train(
 
 def _build(run: Run, samples: Samples, placement: Placement, *, steps: int) -> Training:
     size = (samples.images.shape[-2], samples.images.shape[-1])
-    net = build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=steps)
+    net = build_net(run, num_classes=run.data.num_classes, size=size, samples=samples, steps_per_epoch=steps, device=placement.device)
     if run.compute.recompute and not recompute_activations(net.backbone):
         raise ConfigError("`compute.recompute` must be off for a model without blocks in an nn.Sequential or nn.ModuleList, but is on")
     placement.put_net(net)

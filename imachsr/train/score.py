@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only  # no public module of torch has them
 
-from imachsr.config.schema import ConfigError
+from imachsr.config.schema import ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of, read_by
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
@@ -22,7 +22,14 @@ from imachsr.train.gallery import Gallery
 from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikelihood, Reliability
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
-BATCH = 16
+MOST = 16
+"""Images at a time, where nothing else is said: more are not scored faster."""
+
+
+def images_at_once(run: Run, *, workers: int = 1) -> int:
+    """How many images each of so many workers scores at a time: where a training step fits with its backward, twice as many do without."""
+    step = math.ceil(run.optimizer.batch_size / workers / run.optimizer.accumulate)
+    return run.scoring.batch_size or min(MOST, 2 * step)
 
 
 @torch.no_grad()
@@ -37,6 +44,7 @@ def score(
     gallery: Gallery | None = None,
     reliability: Reliability | None = None,
     spoil: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+    batch: int = MOST,
 ) -> dict[str, float]:
     """How good a model is over all samples, shared out over the ranks.
 
@@ -55,6 +63,7 @@ def score(
         gallery: Keeps what is predicted.
         reliability: Without counts, and takes those of all ranks.
         spoil: Changes images, uint8 ``[B, 3, H, W]`` with their numbers, before they are normalised.
+        batch: Images at a time, >= 1.
     """
     was_training = model.training
     model.eval()
@@ -63,12 +72,12 @@ def score(
     rank, world = rank_and_world()
     mine = range(rank, len(samples), world)
     total = torch.zeros(2, dtype=torch.float64, device=placement.device)
-    for start in range(0, math.ceil(len(samples) / world), BATCH):
+    for start in range(0, math.ceil(len(samples) / world), batch):
         # A sharded model is put together by all ranks in each forward: one that is through goes along, and what it gets does not count.
-        own = mine[start : start + BATCH]
+        own = mine[start : start + batch]
         index = torch.tensor(own or [0])
         shown = samples.images[index] if spoil is None else spoil(samples.images[index], index.tolist())
-        images = placement.put_images(normalize(shown))
+        images = placement.put_images(normalize(shown.to(placement.device)))  # bytes are a quarter of what they become
         labels = samples.labels[index].long().to(placement.device)
         with placement.autocast():
             output = model(images)
@@ -142,7 +151,14 @@ class Corrupted:
 
 
 def score_corrupted(
-    model: nn.Module, samples: Samples, class_names: Sequence[str], corrupted: Corrupted, *, placement: Placement, progress: Progress = untold
+    model: nn.Module,
+    samples: Samples,
+    class_names: Sequence[str],
+    corrupted: Corrupted,
+    *,
+    placement: Placement,
+    progress: Progress = untold,
+    batch: int = MOST,
 ) -> dict[str, float]:
     """How good a model is on spoilt images (Hendrycks and Dietterich, arXiv 1903.12261).
 
@@ -153,6 +169,7 @@ def score_corrupted(
         corrupted: In which ways.
         placement: Where to compute.
         progress: Called with the passes over the samples that are done, and the number of all.
+        batch: Images at a time, >= 1.
 
     Returns:
         ``corrupted/miou``, ``corrupted/ece`` and ``corrupted/nll``, the means over all of them; ``corrupted/fog/miou`` and so on, each the mean over
@@ -163,7 +180,8 @@ def score_corrupted(
     rows: dict[tuple[str, int], dict[str, float]] = {}
     for done, (name, severity) in enumerate(passes, 1):
         spoil = partial(_spoilt, name, severity)
-        rows[name, severity] = score(model, samples, class_names, loss=CrossEntropy(), placement=placement, prefix="corrupted", spoil=spoil)
+        row = score(model, samples, class_names, loss=CrossEntropy(), placement=placement, prefix="corrupted", spoil=spoil, batch=batch)
+        rows[name, severity] = row
         progress(done, len(passes))
     found = {key: _mean(row[key] for row in rows.values()) for key in ("corrupted/miou", "corrupted/ece", "corrupted/nll")}
     for name in names:

@@ -17,7 +17,7 @@ from imachsr.search.canonical import canonical, fingerprint, fingerprint_of
 from imachsr.search.settings import Setting, settings
 
 # What results do not depend on, by the documentation of each.
-NO_RESULT = {"name", "seed", "compute.threads", "compute.loader_workers", "data.cache", "scoring.every"}
+NO_RESULT = {"name", "seed", "compute.threads", "compute.loader_workers", "data.cache", "scoring.every", "scoring.batch_size"}
 NO_RESULT |= {f"recovery.{name}" for name in ("checkpoint_steps", "checkpoint_minutes", "keep", "hang_minutes", "max_restarts", "wait_minutes")}
 PROGRESSIVE: dict[str, Any] = {"of": "data", "until": [2], "shares": [0.5]}
 # Settings that live beside another value than the default one.

@@ -159,6 +159,11 @@ def test_the_number_of_processes_is_what_is_set_or_fits_the_machine(setting: int
     assert loader_workers(Compute(loader_workers=setting), device=device, cores=cores, ranks=ranks) == expected
 
 
+@pytest.mark.parametrize(("threads", "device", "expected"), [(2, "cuda", 2), (32, "cuda", 8), (2, "cpu", 0)])
+def test_what_a_trial_reserved_is_all_that_prepares_its_batches(threads: int, device: str, expected: int) -> None:
+    assert loader_workers(Compute(threads=threads), device=device, cores=96, ranks=1) == expected
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_batches_and_the_global_random_state_do_not_depend_on_the_number_of_processes() -> None:
     expected = [list(Batches(SAMPLES, with_workers(0)).epoch(epoch)) for epoch in (1, 2, 3)]

@@ -99,6 +99,15 @@ def test_only_the_forward_computes_in_bfloat16(is_bfloat16: bool, dtype: torch.d
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
+def test_weights_of_five_axes_keep_theirs() -> None:
+    net = nn.ModuleDict({"image": nn.Conv2d(2, 3, 3), "volume": nn.Conv3d(2, 3, 3)})
+    net.register_buffer("table", torch.randn(1, 2, 3, 4, 5))
+    Placement(device="cpu", is_bfloat16=False, is_channels_last=True).put_net(net)
+    assert net["image"].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net["volume"].weight.is_contiguous()
+    assert net.get_buffer("table").is_contiguous()
+
+
 @pytest.mark.parametrize("is_channels_last", [True, False])
 def test_layout_of_net_and_images_changes_strides_and_no_value(is_channels_last: bool) -> None:
     placement = Placement(device="cpu", is_bfloat16=False, is_channels_last=is_channels_last)

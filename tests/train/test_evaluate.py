@@ -21,9 +21,9 @@ from imachsr.data.samples import Samples
 from imachsr.data.transforms import normalize
 from imachsr.train.device import Placement
 from imachsr.train.parallel import parallelise
-from imachsr.train.score import score
+from imachsr.train.score import images_at_once, score
 from tests.processes import leave
-from tests.train.toys import Bands, Tiny
+from tests.train.toys import Bands, Tiny, toy_run
 
 CPU = Placement(device="cpu", is_bfloat16=False, is_channels_last=False)
 FORK = mp.get_context("fork")
@@ -107,6 +107,37 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(tmp_path: Path, world: 
     for found in on_ranks(world, tmp_path, work):
         for name, row in alone.items():
             assert found[name] == pytest.approx(row, rel=1e-13), name
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_scores_do_not_depend_on_the_images_at_a_time(batch: int) -> None:
+    seen: list[int] = []
+
+    class Counted(Precise):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(len(images))
+            found: Tensor = super().forward(images)
+            return found
+
+    given = {"loss": CrossEntropy(), "placement": CPU, "prefix": "val"}
+    many, few = (score(Counted().eval(), voided(37), Bands().class_names, batch=each, **given) for each in (37, batch))
+    assert few == pytest.approx(many, rel=1e-12)
+    assert seen[1:] == [min(batch, 37 - start) for start in range(0, 37, batch)]
+
+
+@pytest.mark.parametrize(
+    ("dotted", "workers", "expected"),
+    [
+        ({}, 1, 16),
+        ({"optimizer__batch_size": 8}, 3, 6),
+        ({"optimizer__batch_size": 8, "optimizer__accumulate": 2}, 2, 4),
+        ({"optimizer__batch_size": 64}, 1, 16),
+        ({"optimizer__batch_size": 1}, 1, 2),
+        ({"scoring__batch_size": 40}, 4, 40),
+    ],
+)
+def test_twice_a_steps_images_are_scored_at_a_time_unless_something_is_said(dotted: dict[str, Any], workers: int, expected: int) -> None:
+    assert images_at_once(toy_run(**{"optimizer__batch_size": 8, **dotted}), workers=workers) == expected
 
 
 def test_cross_entropy_is_the_mean_over_all_valid_pixels_of_the_split() -> None:

@@ -285,7 +285,10 @@ def test_the_score_of_evaluate_is_that_of_the_last_row(unbroken: tuple[Path, Res
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.kwargs.has_unused=true"], "must begin with data, compute, output_loss, since .* trained already, but got model.kwargs.has_unused"),
+        (
+            ["model.kwargs.has_unused=true"],
+            "must begin with data, compute, output_loss, or be scoring.batch_size, since .* trained already, but got model.kwargs.has_unused",
+        ),
         (["optimizer.lr=3"], "but got optimizer.lr"),
         (["data.kwargs.num_val=2", "seed=3"], "but got seed"),
         (["method.alpha=0"], "but got method.alpha"),
