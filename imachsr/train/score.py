@@ -23,7 +23,7 @@ from imachsr.train.metrics import BoundaryIoU, ConfusionMatrix, NegativeLogLikel
 from imachsr.train.parallel import rank_and_world, sum_over_ranks
 
 MOST = 16
-"""Images at a time, where nothing else is said: more are not scored faster."""
+"""Images at a time at most, where nothing else is said."""
 
 
 def images_at_once(run: Run, *, workers: int = 1) -> int:
