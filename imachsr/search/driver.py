@@ -113,9 +113,10 @@ class Driver:
         own = by_trial(lines)
         for record in records:
             proposal = record.proposal
-            config = self._configured(proposal.number, proposal.values, proposal.seed) if record.state == "RUNNING" else {}
-            self.entries[proposal.number] = entry_of(record, own.get(proposal.number, ()), self.task, config)
-            self._keys.setdefault(f"{proposal.key}:{proposal.seed}", proposal.number)
+            config = self._configured(proposal.number, proposal.values, proposal.seed)
+            self.entries[proposal.number] = entry_of(record, own.get(proposal.number, ()), self.task, config if record.state == "RUNNING" else {})
+            # Not the key that it ran under: on GPUs, when the budget has some now, it is another one of the same configuration.
+            self._keys.setdefault(f"{self.task.key(config)}:{proposal.seed}", proposal.number)
         refill(self._rule, self.entries, lines)
 
     def _settle(self) -> None:

@@ -431,6 +431,18 @@ def test_a_trial_takes_a_gpu_only_when_it_reserves_one(tmp_path: Path, gpus: flo
     driver.close()
 
 
+def test_what_ran_on_the_cpu_is_not_run_again_when_the_budget_has_gpus(tmp_path: Path) -> None:
+    points = [{"method.alpha": value} for value in (0.25, 0.5, 0.75)]
+    driver = Driver(tmp_path, search_of(points=points, budget={"trials": 6}))
+    ran = [run_trial(driver, [50] * EPOCHS) for _ in range(3)]  # the baseline and two points
+    driver.close()
+    driver = Driver(tmp_path, search_of(points=points, budget={"trials": 6, "gpus_per_trial": 1}), resume=True)
+    config = proposed(driver)["config"]
+    assert (config["method"]["alpha"], config["compute"]["device"]) == (0.75, "auto")
+    assert [driver.entries[number].state for number in ran] == ["COMPLETE"] * 3
+    driver.close()
+
+
 def test_the_best_arm_is_that_with_the_best_mean_over_its_seeds(tmp_path: Path) -> None:
     arms = [{"name": name, "set": {"method.loss": loss}} for name, loss in (("lucky", "dice"), ("steady", "brier"))]
     arms.insert(0, {"name": "b", "set": {"method.alpha": 0, "method.beta": 0}})
