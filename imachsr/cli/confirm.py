@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from imachsr.cli.common import INTERRUPTED, PROJECT, WANDB, Json, Project, Wandb, dashboard
 from imachsr.cli.confirming import failure_of, run_plan, show
+from imachsr.cli.exit_codes import INTERRUPTED
+from imachsr.cli.options import PROJECT, WANDB, Json, Project, Wandb
+from imachsr.cli.tracking import dashboard
 from imachsr.console import people, plain, print_json, print_line, style_of
 
 

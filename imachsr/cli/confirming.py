@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from imachsr.cli.common import decoded, open_tracker
+from imachsr.cli.decoding import decoded
+from imachsr.cli.tracking import open_tracker
 from imachsr.console import Progress, Style, people, plain
 
 if TYPE_CHECKING:

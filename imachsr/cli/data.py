@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from imachsr.cli.common import Json, yaml_path
+from imachsr.cli.options import Json, yaml_path
 from imachsr.console import Bar, people, plain, print_json
 
 if TYPE_CHECKING:

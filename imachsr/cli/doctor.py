@@ -10,7 +10,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from imachsr.cli.common import Json, local
+from imachsr.cli.options import Json, local
 from imachsr.console import plain, print_json
 
 

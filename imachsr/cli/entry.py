@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from imachsr.cli.common import INTERRUPTED, TERMINATED
 from imachsr.cli.confirm import confirm
 from imachsr.cli.data import app as data
 from imachsr.cli.doctor import doctor
+from imachsr.cli.exit_codes import INTERRUPTED, TERMINATED
 from imachsr.cli.layers import audit, layers, settings
 from imachsr.cli.report import export, report
 from imachsr.cli.search import search

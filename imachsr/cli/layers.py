@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from imachsr.cli.common import Json, Overrides, foreign_keys
+from imachsr.cli.kinds import foreign_keys
+from imachsr.cli.options import Json, Overrides
 from imachsr.console import Bar, plain, print_json
 
 if TYPE_CHECKING:

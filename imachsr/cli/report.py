@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imachsr.cli.common import Json
+from imachsr.cli.options import Json
 from imachsr.console import people, plain, print_json, show_search
 
 

@@ -8,27 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imachsr.cli.common import (
-    INTERRUPTED,
-    PROJECT,
-    WANDB,
-    Address,
-    Json,
-    Project,
-    Wandb,
-    about_data,
-    check_kind,
-    dashboard,
-    decoded,
-    join,
-    local,
-    open_tracker,
-    result_folder,
-    tracking_options,
-    yaml_path,
-)
 from imachsr.cli.confirming import confirm_search, show
+from imachsr.cli.decoding import decoded
+from imachsr.cli.exit_codes import INTERRUPTED
 from imachsr.cli.failures import failed_trials, failure_of
+from imachsr.cli.kinds import check_kind
+from imachsr.cli.options import PROJECT, WANDB, Address, Json, Project, Wandb, about_data, join, local, result_folder, tracking_options, yaml_path
+from imachsr.cli.tracking import dashboard, open_tracker
 from imachsr.console import Progress, people, print_json, print_line, show_search, style_of
 
 if TYPE_CHECKING:

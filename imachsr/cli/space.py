@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from imachsr.cli.common import Json, check_kind
+from imachsr.cli.kinds import check_kind
+from imachsr.cli.options import Json
 from imachsr.console import plain, print_json
 
 if TYPE_CHECKING:

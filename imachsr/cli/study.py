@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imachsr.cli.common import (
-    INTERRUPTED,
-    PROJECT,
-    WANDB,
-    Address,
-    Json,
-    Project,
-    Wandb,
-    about_data,
-    check_kind,
-    decoded,
-    folder_to_be,
-    join,
-    local,
-    open_tracker,
-    tracking_options,
-    yaml_path,
-)
+from imachsr.cli.decoding import decoded
+from imachsr.cli.exit_codes import INTERRUPTED
+from imachsr.cli.kinds import check_kind
+from imachsr.cli.options import PROJECT, WANDB, Address, Json, Project, Wandb, about_data, folder_to_be, join, local, tracking_options, yaml_path
+from imachsr.cli.tracking import open_tracker
 from imachsr.console import Style, people, plain, print_json, print_line, style_of
 
 if TYPE_CHECKING:

@@ -11,25 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from imachsr.cli.common import (
-    INTERRUPTED,
-    PROJECT,
-    WANDB,
-    Address,
-    Json,
-    Overrides,
-    Project,
-    Wandb,
-    about_data,
-    again,
-    check_kind,
-    decoded,
-    join,
-    local,
-    open_tracker,
-    result_folder,
-    yaml_path,
-)
+from imachsr.cli.decoding import decoded
+from imachsr.cli.exit_codes import INTERRUPTED
+from imachsr.cli.kinds import check_kind
+from imachsr.cli.options import PROJECT, WANDB, Address, Json, Overrides, Project, Wandb, about_data, again, join, local, result_folder, yaml_path
+from imachsr.cli.tracking import open_tracker
 from imachsr.console import Bar, people, plain, print_json
 
 

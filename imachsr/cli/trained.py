@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from imachsr.cli.common import Json
+from imachsr.cli.options import Json
 from imachsr.console import Bar, people, plain, print_json
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from imachsr.cli.common import PROJECT, Json, dashboard
+from imachsr.cli.options import PROJECT, Json
+from imachsr.cli.tracking import dashboard
 from imachsr.console import people, plain, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Bring a result folder to W&B: runs that are not there yet, and the dashboard.")

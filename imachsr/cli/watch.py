@@ -11,7 +11,7 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from imachsr.cli.common import Json
+from imachsr.cli.options import Json
 from imachsr.console import overview, people, plain, print_json, standing
 from imachsr.files import is_held
 

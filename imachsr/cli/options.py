@@ -1,23 +1,16 @@
-"""What several commands share: options, the folder of results, the checks of what was given."""
+"""Options that several commands have, and what is made of their values."""
 
 import contextlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from imachsr.console import Bar
-
-if TYPE_CHECKING:
-    from imachsr.data import DatasetSpec, Samples, Split
-    from imachsr.tracking.events import Combined
-
-INTERRUPTED, TERMINATED = 130, 143
 WANDB, PROJECT = "auto", "imachsr"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout, for machines.")]
 Overrides = Annotated[
@@ -94,35 +87,6 @@ def tracking_options(wandb: str, project: str) -> list[str]:
     return [*(["--wandb", wandb] if wandb != WANDB else []), *(["--wandb-project", project] if project != PROJECT else [])]
 
 
-_KINDS = {"train": "one run", "search": "a search", "study": "a study"}
-
-
-def foreign_keys(config: Path, command: str) -> tuple[list[str], str]:
-    """Keys by which a file shows that it is for another command of train, search and study, and that command; none when it may be for this one."""
-    from imachsr.config.load import load_yaml
-    from imachsr.config.schema import Run
-    from imachsr.search.space import Search
-    from imachsr.study.schema import StudyPlan
-
-    kinds = {"train": set(Run.model_fields), "search": {"base", *Search.model_fields}, "study": set(StudyPlan.model_fields)}
-    keys, own = set(load_yaml(config)), kinds[command]
-    strange = {other: sorted(keys & fields - own) for other, fields in kinds.items() if other != command}
-    likeliest = max(strange, key=lambda other: (len(strange[other]), len(keys & kinds[other])))
-    # What no other kind has but this one shows that it is meant, whatever else is wrong.
-    is_own = any(keys & own - fields for other, fields in kinds.items() if other == likeliest)
-    return ([], command) if is_own or not strange[likeliest] else (strange[likeliest], likeliest)
-
-
-def check_kind(config: Path, command: str) -> None:
-    """A file of another kind would be answered by one complaint a key."""
-    from imachsr.config.schema import ConfigError
-
-    strange, right = foreign_keys(config, command)
-    if strange:
-        names = f"{_KINDS[right]} ({', '.join(strange)})"
-        raise ConfigError(f"{config} must hold {_KINDS[command]}, but holds {names}; use: imachsr {right} {config}")
-
-
 @contextlib.contextmanager
 def about_data(data: Path | None, key: str) -> Iterator[None]:
     """Name the option when what it sets is refused."""
@@ -143,31 +107,3 @@ def yaml_path(path: Path) -> str:
     if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
         return text
     return json.dumps(text, ensure_ascii=False)  # YAML reads an escaped pair of surrogates as two characters
-
-
-def open_tracker(folder: Path, mode: str, project: str, sweep: Mapping[str, Any] | None = None) -> "Combined":
-    """Where the rows of a training or a search go; trials belong to a W&B sweep where there is the configuration of one."""
-    from imachsr.config.load import one_of
-    from imachsr.tracking.background import Background
-    from imachsr.tracking.events import Combined
-    from imachsr.tracking.preflight import Mode
-    from imachsr.tracking.wandb import WandbTracker
-
-    tracker = WandbTracker(folder, project=project, mode=one_of("--wandb", mode, Mode), sweep=sweep)
-    return Combined([Background(tracker, hint=f"; to send what is missing: imachsr wandb sync {shlex.quote(str(folder))}")])
-
-
-def dashboard(folder: Path, mode: str = WANDB) -> list[str]:
-    """Make the dashboard of a search that was tracked; lines for the user."""
-    from imachsr.report.export import load_confirmation
-    from imachsr.tracking.recorded import Place
-    from imachsr.tracking.workspace import make
-
-    place = None if mode == "disabled" else Place.of(folder)
-    return [] if place is None else make(folder, load_confirmation(folder), place)
-
-
-def decoded(data: "DatasetSpec", split: "Split") -> "Samples":
-    """A split, with a bar where decoding its files takes a while; who loads it later maps what is decoded."""
-    with Bar(f"decoding {split}") as bar:
-        return data.load(split, progress=bar.update)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imachsr.cli.common import again, yaml_path
+from imachsr.cli.options import again, yaml_path
 
 
 @pytest.mark.parametrize(
