@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 import statistics
 from pathlib import Path
 
@@ -111,3 +112,27 @@ def test_every_difference_is_that_of_plain_arithmetic(findings: Findings, scores
         assert each.difference == pytest.approx(statistics.fmean(pairs), abs=1e-6)
         flipped = [sum(sign * value for sign, value in zip(signs, pairs, strict=True)) for signs in itertools.product((1, -1), repeat=len(pairs))]
         assert each.p == pytest.approx(sum(abs(value) >= abs(sum(pairs)) - 1e-9 for value in flipped) / len(flipped))
+
+
+def test_the_readme_has_what_the_study_found(findings: Findings, scores: dict[tuple[str, str, int], float]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^### On real street video\n.*?\n((?:\|[^\n]*\n)+)", readme, re.M | re.S)
+    _, _, base, *rows = [[cell.strip() for cell in line.strip("|\n").split("|")][1:] for line in table.splitlines(keepends=True)]
+    networks = ("unet", "segformer", "deeplabv3plus")
+    assert base == [f"{statistics.fmean(scores[name, 'output_only', seed] for seed in range(1000, 1008)):.1f}" for name in networks]
+    defaults, own, of_unet, of_segformer, homogeneous = (
+        [("unet_defaults", "brier"), ("segformer_defaults", "brier"), ("deeplabv3plus_defaults", "brier_stages")],
+        [("unet", "imachsr"), ("segformer_searched", "imachsr"), ("deeplabv3plus_searched", "imachsr")],
+        [None, ("segformer", "imachsr"), ("deeplabv3plus", "imachsr")],
+        [("unet_carried", "brier_strong"), None, ("deeplabv3plus_carried", "brier_strong")],
+        [(name, "homogeneous") for name in networks],
+    )
+    judged = {(each.cell, each.arm): each for each in findings.comparisons if each.other == "output_only"}
+
+    def words(pair: tuple[str, str] | None) -> str:
+        if pair is None or (found := judged[pair]).verdict not in ("better", "worse", "open"):
+            return ""
+        text = f"{found.difference:+.1f} (p {found.p:.2g})"
+        return text if found.verdict == "open" else f"**{text}**"
+
+    assert rows == [[words(pair) for pair in row] for row in (defaults, own, of_unet, of_segformer, homogeneous)]
