@@ -34,7 +34,7 @@ def test_the_tour_runs_and_learns_something(root: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "16 street scenes of (64, 96) pixels, 9 classes"
-    assert len([line for line in lines if ": resolution: before" in line]) == 5
+    assert len([line for line in lines if ": stage: end of" in line]) == 5
     first, last = map(float, re.search(r"loss of the output ([\d.]+) -> ([\d.]+)", done.stdout).groups())  # type: ignore[union-attr]
     assert last < 0.8 * first
     assert int(re.search(r"(\d+)% of the pixels are right", done.stdout)[1]) > 25  # type: ignore[index]

@@ -43,7 +43,7 @@ def layers(
             show_default="auto",
         ),
     ] = None,
-    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="5 with auto, else 3")] = None,
+    max_taps: Annotated[int | None, typer.Option(help="Layers wanted, >= 1.", show_default="7 with auto, else 3")] = None,
     placement: Annotated[str | None, typer.Option(help="Where among the candidates: early, uniform or late.", show_default="uniform")] = None,
     size: Annotated[
         tuple[int, int] | None,

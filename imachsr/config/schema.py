@@ -11,7 +11,7 @@ from imachsr.config.training import Compute, Optimizer, Recovery, Scoring, Setti
 from imachsr.core.entropy import ChannelNormEntropy, Regularizer
 from imachsr.core.losses import Brier, SideLoss
 from imachsr.core.losses.union import ALIASES
-from imachsr.core.objective import Heterogeneity
+from imachsr.core.objective import Heterogeneity, Objective
 from imachsr.core.output import CrossEntropy, OutputLoss
 from imachsr.core.schedules import Constant, Profile, Schedule
 from imachsr.core.selection import AutoStandard, Standard
@@ -145,9 +145,9 @@ class Method(Settings):
 
     standard: _StandardSpec = AutoStandard()
     loss: _LossesSpec = Brier()
-    alpha: float = Field(0.8, ge=0, allow_inf_nan=False)
+    alpha: float = Field(Objective.alpha, ge=0, allow_inf_nan=False)
     entropy: _EntropySpec | None = ChannelNormEntropy()
-    beta: float = Field(0.01, ge=0, allow_inf_nan=False)
+    beta: float = Field(Objective.beta, ge=0, allow_inf_nan=False)
     heterogeneity: Heterogeneity = "warn"
     profile: Profile = "uniform"
     schedule: _ScheduleSpec = Constant()

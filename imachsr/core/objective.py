@@ -32,8 +32,8 @@ class Objective:
 
     """
 
-    alpha: float = 0.8
-    beta: float = 0.01
+    alpha: float = 1.88
+    beta: float = 0.0708
     profile: Profile = "uniform"
     schedule: Schedule = Constant()
     grad_ratio: float | None = None

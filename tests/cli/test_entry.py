@@ -39,7 +39,7 @@ def test_every_option_is_explained_with_its_default(name: str, run: Cli) -> None
 @pytest.mark.parametrize(
     ("name", "defaults"),
     [
-        ("layers", ["unet", "resnet18", "auto", "5 with auto, else 3", "uniform", "that of the data"]),
+        ("layers", ["unet", "resnet18", "auto", "7 with auto, else 3", "uniform", "that of the data"]),
         ("train", ["runs/NAME"]),
         ("search", ["runs/NAME", "that of the file"]),
         ("export", ["the best finished one"]),

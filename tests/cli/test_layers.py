@@ -14,7 +14,7 @@ def test_the_defaults_of_layers_are_those_of_a_run() -> None:
     run = load_run(SCENES, ["method.standard=auto"])
     standard: Any = run.method.standard
     model: Any = run.model
-    assert (standard.kind, standard.max_taps, standard.placement) == ("auto", 5, "uniform")
+    assert (standard.kind, standard.max_taps, standard.placement) == ("auto", 7, "uniform")
     assert (model.architecture, model.encoder) == ("unet", "resnet18")
 
 

@@ -266,23 +266,26 @@ def test_a_rule_that_offers_nothing_falls_back_to_depth_and_says_so(standard: An
     assert all(reason.startswith("depth: candidate ") and reason.endswith(f"({why})") for reason in reasons(standard, found))
 
 
-def test_auto_takes_the_first_of_resolution_stage_and_depth_that_offers_enough() -> None:
-    both = ResolutionStandard(max_taps=5, direction="both")
+def test_auto_takes_the_first_of_stage_resolution_and_depth_that_offers_enough() -> None:
+    both = ResolutionStandard(max_taps=7, direction="both")
     blocks = made([(16, 16)] * 12, ["a"] * 12)
     # Changes up count as those down do, and all of five are taken.
     hourglass = made([(16, 16), (8, 8), (4, 4), (4, 4), (2, 2), (4, 4), (8, 8), (16, 16)][1:])
-    down = made([(16, 16), (8, 8), (8, 8), (4, 4), (4, 4), (2, 2), (2, 2)], ["a", "b", "", "", "c", "", ""])
-    # Two changes of resolution and three stages: the stages are enough.
+    # Two stages and three changes of resolution: the changes are enough.
+    down = made([(16, 16), (8, 8), (8, 8), (4, 4), (4, 4), (2, 2), (2, 2)], ["a", "b", "", "", "", "", ""])
+    # Four stages and two changes: the stages come first, and would with five changes.
     stages = made([(16, 16), (16, 16), (8, 8), (8, 8), (4, 4), (4, 4)], ["a", "a", "b", "c", "d", "d"])
+    changing = made([(16, 16), (8, 8), (4, 4), (2, 2), (4, 4), (8, 8)], ["a", "", "b", "", "c", ""])
     # Two changes, and nothing else of its own: the steps in depth are enough.
     short = made([(16, 16)] * 4 + [(8, 8)] * 4 + [(4, 4)] * 4)
     assert chosen(both, hourglass) == [0, 2, 3, 4, 5]
     cases = (
         (hourglass, both),
         (down, both),
-        (blocks, StageStandard(max_taps=5)),
-        (stages, StageStandard(max_taps=5)),
-        (short, DepthStandard(max_taps=5)),
+        (blocks, StageStandard(max_taps=7)),
+        (stages, StageStandard(max_taps=7)),
+        (changing, StageStandard(max_taps=7)),
+        (short, DepthStandard(max_taps=7)),
     )
     for found, standard in cases:
         auto = AutoStandard(min_stride=1.0)
@@ -301,7 +304,7 @@ def test_auto_takes_what_there_is_when_nothing_is_enough() -> None:
     # Three of five are no shortage, unless it is strict.
     enough = made([(16, 16), (8, 8), (4, 4), (2, 2)])
     assert chosen(AutoStandard(min_stride=1.0), enough) == [0, 1, 2]
-    with pytest.raises(ValueError, match="5 taps were asked for, but this model and rule offer 3"):
+    with pytest.raises(ValueError, match="7 taps were asked for, but this model and rule offer 3"):
         select(AutoStandard(min_stride=1.0, strict=True), enough)
 
 
@@ -812,20 +815,17 @@ def test_any_rule_is_a_frozen_value() -> None:
     ("architecture", "encoder", "expected"),
     [
         ("unet", "resnet18", ["encoder.layer2", "encoder.layer3", "encoder.layer4", "decoder.blocks.0", "decoder.blocks.1"]),
-        # Of its changes of resolution two are coarse: its stages.
         ("deeplabv3plus", "resnet18", ["encoder.layer2", "encoder.layer3", "encoder.layer4", "decoder.aspp.0", "decoder.aspp.1"]),
-        ("segformer", "mit_b0", ["encoder.norm2", "encoder.norm3", "decoder.mlp_stage.0", "decoder.mlp_stage.1", "decoder.mlp_stage.2"]),
-        # Inside of an inverted residual is where its resolution changes.
         (
-            "unet",
-            "mobilenet_v2",
-            ["encoder.features.7.conv.0", "encoder.features.14.conv.0", "encoder.features.18", "decoder.blocks.0", "decoder.blocks.1"],
+            "segformer",
+            "mit_b0",
+            ["encoder.block2", "encoder.block3", "encoder.block4", "decoder.mlp_stage.0", "decoder.mlp_stage.1", "decoder.mlp_stage.2"],
         ),
+        # Eight stages, of which seven are taken.
+        ("unet", "mobilenet_v2", [*(f"encoder.features.{i}" for i in (6, 10, 13, 16, 17, 18)), "decoder.blocks.0"]),
     ],
 )
-def test_the_default_takes_the_layers_before_changes_of_resolution_from_an_eighth_of_the_input_on(
-    architecture: str, encoder: str, expected: list[str]
-) -> None:
+def test_the_default_takes_the_ends_of_stages_from_an_eighth_of_the_input_on(architecture: str, encoder: str, expected: list[str]) -> None:
     model = smp.create_model(architecture, encoder, encoder_weights=None, classes=3)
     taps = select("auto", trace(model, torch.randn(2, 3, 64, 64)))
     assert [tap.layer.address for tap in taps] == expected

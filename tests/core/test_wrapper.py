@@ -497,7 +497,7 @@ def test_under_autocast_the_losses_stay_in_float32_and_near() -> None:
 
 
 def test_a_missed_tap_is_counted_and_the_others_go_on() -> None:
-    net = build(alpha=0.4)
+    net = build(alpha=0.4, beta=0.01)
     net.backbone.is_skipped = True
     losses = net(nets.images(), nets.labels())
     assert list(losses.side) == list(losses.entropy) == ["stage1"]
@@ -977,8 +977,8 @@ def test_weights_follow_the_schedule_over_the_steps_and_stay_at_its_end(schedule
 
 
 def test_without_a_schedule_the_weights_stay_also_where_the_length_is_known() -> None:
-    assert weights_over(build(total_steps=8), 9) == [0.4] * 9
-    assert weights_over(build(), 3) == [0.4] * 3
+    assert weights_over(build(alpha=0.8, total_steps=8), 9) == [0.4] * 9
+    assert weights_over(build(alpha=0.8), 3) == [0.4] * 3
 
 
 def test_terms_that_are_stopped_are_not_built_and_the_rest_is_plain_training() -> None:

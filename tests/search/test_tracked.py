@@ -19,7 +19,7 @@ def method(**over: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("over", "expected"),
     [
-        ({}, {"standard": "auto", "loss": "brier", "entropy": "channel_norm", "alpha": 0.8, "beta": 0.01, "max_taps": 5}),
+        ({}, {"standard": "auto", "loss": "brier", "entropy": "channel_norm", "alpha": 1.88, "beta": 0.0708, "max_taps": 7}),
         ({"loss": ["dice", "brier"]}, {"loss": "dice+brier"}),
         ({"loss": {"kind": "by_depth", "early": "dice", "late": "hsic"}}, {"loss": "dice+hsic"}),
         ({"entropy": None, "beta": 0.0}, {"entropy": "none", "beta": 0.0}),

@@ -130,15 +130,15 @@ ENOUGH = 3
 
 @dataclass(frozen=True, kw_only=True)
 class AutoStandard(Rule):
-    """Where the resolution changes, down or up; where that offers fewer than three layers stages, then depth; else the first that offers any.
+    """Ends of stages; where these are fewer than three the changes of resolution, down or up, then depth; else the first that offers any.
 
-    The last layers before the changes, of encoder, bottleneck and decoder, are what helped in benchmarks/camvid_study_epyc_2026-11-27.md; three
-    early ones did not. A single change of resolution would leave one tap in a net with a dozen blocks: hence the next rule. Layers finer than
-    1 / ``min_stride`` of the input are left out, where there are others: they cost most.
+    Ends of stages, in encoder and decoder, are what helped in benchmarks/camvid_study_epyc_2026-11-27.md; three early layers did not. One or two
+    would leave most of a net with a dozen blocks to the output: hence the next rule. Layers finer than 1 / ``min_stride`` of the input are left
+    out, where there are others: they cost most.
     """
 
     kind: Literal["auto"] = "auto"
-    max_taps: int = 5
+    max_taps: int = 7
     min_stride: float = 8.0
 
     @property
@@ -148,7 +148,7 @@ class AutoStandard(Rule):
 
     def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
         limits = limits_of(self)
-        offers = [ResolutionStandard(direction="both", **limits).own(trace), StageStandard(**limits).own(trace)]
+        offers = [StageStandard(**limits).own(trace), ResolutionStandard(direction="both", **limits).own(trace)]
         free = set(free_of(self, trace.layers))
         own = [[(index, reason) for index, reason in offer if index in free] for offer in offers]
         depth = by_depth(self, trace.layers)
