@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from imachsr.core.balance import GradientBalance
 from imachsr.core.calibration import Calibration
 from imachsr.core.entropy import Regularizer, parse_regularizer
-from imachsr.core.labels import SideLabels, TapLabels
+from imachsr.core.labels import TapLabels
 from imachsr.core.layers import Trace, trace
 from imachsr.core.layout import to_nchw, volume_of
-from imachsr.core.losses import AnySideLoss, DepthRule, SideLoss, losses_of
+from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
 from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
 from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of, read_by
@@ -23,7 +22,8 @@ from imachsr.core.scale import ScaleWatch, scale_of
 from imachsr.core.schedules import Constant, Profile, Schedule, parse_schedule
 from imachsr.core.selection import Standard, select
 from imachsr.core.taps import Recorder
-from imachsr.core.types import IGNORE_INDEX, Losses, Tap, in_full
+from imachsr.core.terms import as_weights, entropy_term, gives_scores, side_term
+from imachsr.core.types import IGNORE_INDEX, Losses, Tap
 
 
 class IMacHSR(nn.Module):
@@ -133,7 +133,7 @@ class IMacHSR(nn.Module):
             raise ValueError(f"`total_steps` must be given for the schedule {kind!r}, but is None; it is the number of training steps")
 
     def _check_entropy(self) -> None:
-        if getattr(self.entropy, "reads", "features") == "scores" and not any(_gives_scores(loss) for loss in self.losses):
+        if getattr(self.entropy, "reads", "features") == "scores" and not any(gives_scores(loss) for loss in self.losses):
             kinds = ", ".join(repr(getattr(loss, "kind", loss)) for loss in self.losses) or "no side loss"
             raise ValueError(f"`loss` must give class scores (such as dice or brier) for the entropy 'adapter', but got {kinds}")
 
@@ -248,11 +248,11 @@ class IMacHSR(nn.Module):
                 read, of_read = watched if labels.is_dense else watched.mean((2, 3), keepdim=True), labels
                 if (count := getattr(loss, "num_read", None)) is not None:
                     read, of_read = only_drawn(read, labels, count)
-                scores = self.adapters[index](_as_weights(read, self.adapters[index]))
-                losses.side[address] = self._side(loss, scores, of_read, losses.prediction, extent)
+                scores = self.adapters[index](as_weights(read, self.adapters[index]))
+                losses.side[address] = side_term(loss, scores, of_read, losses.prediction, extent, num_classes=self.num_classes)
                 losses.weights[f"side/{address}"] = side_weights[index]
             if self.entropy is not None:
-                term = self._entropy(hidden, scores if self.losses and _gives_scores(self.losses[index]) else None, labels)
+                term = entropy_term(self.entropy, hidden, scores if self.losses and gives_scores(self.losses[index]) else None, labels)
                 if term is not None:
                     losses.entropy[address] = term
                     losses.weights[f"entropy/{address}"] = entropy_weights[index]
@@ -267,34 +267,6 @@ class IMacHSR(nn.Module):
         shares = ranks.mean(is_fired).tolist()
         return {tap.layer.address for tap, share in zip(self.taps, shares, strict=True) if share == 1.0}
 
-    def _side(self, loss: AnySideLoss, scores: Tensor, labels: SideLabels, prediction: Tensor, extent: tuple[int, ...] | None) -> Tensor:
-        if getattr(loss, "needs_dense", False) and (extent is not None or not labels.is_dense):
-            given = "volumes" if extent is not None else "one label an image"
-            raise ValueError(
-                f"the side loss {getattr(loss, 'kind', loss)!r} must have labels of pixels [B, H, W], but got {given}; choose another loss"
-            )
-        if getattr(loss, "needs_output", False):
-            if prediction.shape[1] != self.num_classes:
-                raise ValueError(
-                    f"the model must give `num_classes` = {self.num_classes} scores a pixel for the side loss {getattr(loss, 'kind', loss)!r}, "
-                    f"but gives {prediction.shape[1]}"
-                )
-            labels = replace(labels, output=_resized(prediction, extent or tuple(labels.hard.shape[1:])))
-        if not isinstance(loss, SideLoss):  # of the user's own: autocast, which would have seen to its precision, is off
-            scores, labels = in_full(scores), replace(labels, output=None if labels.output is None else in_full(labels.output))
-        with torch.autocast(scores.device.type, enabled=False):
-            return loss(scores, labels)
-
-    def _entropy(self, hidden: Tensor, scores: Tensor | None, labels: SideLabels) -> Tensor | None:
-        assert self.entropy is not None
-        read: Tensor | None = scores if getattr(self.entropy, "reads", "features") == "scores" else hidden
-        if read is None:
-            return None
-        if labels.valid.shape[1:] != read.shape[2:]:  # one label an image stands for all positions
-            labels = replace(labels, valid=labels.valid.expand(-1, *read.shape[2:]))
-        with torch.autocast(read.device.type, enabled=False):
-            return self.entropy(read if isinstance(self.entropy, Regularizer) else in_full(read), labels)
-
 
 def _check_shapes(images: Tensor, labels: Tensor) -> None:
     if len(labels) != len(images):
@@ -302,24 +274,3 @@ def _check_shapes(images: Tensor, labels: Tensor) -> None:
     if labels.ndim not in (1, images.ndim - 1):
         pixels = "[B, H, W]" if images.ndim == 4 else "[B, D, H, W]"
         raise ValueError(f"`labels` must have shape {pixels} or [B] (one an image) for images {list(images.shape)}, but got {list(labels.shape)}")
-
-
-def _as_weights(features: Tensor, adapter: nn.Module) -> Tensor:
-    """Features in the dtype of what reads them, where no autocast brings them to it: a model may run in another one inside."""
-    weight = next(adapter.parameters(), None)
-    if weight is None or torch.is_autocast_enabled(features.device.type):
-        return features
-    return features.to(weight.dtype)
-
-
-def _gives_scores(loss: AnySideLoss) -> bool:
-    return bool(getattr(loss, "gives_scores", False))
-
-
-def _resized(prediction: Tensor, size: Any) -> Tensor:
-    """The output's scores at a tap, ``[B, K, h, w]``."""
-    if prediction.ndim == 2:
-        return prediction[..., None, None]
-    if prediction.ndim == 5:
-        return F.adaptive_avg_pool3d(prediction, size).flatten(2, 3)
-    return F.adaptive_avg_pool2d(prediction, size)
