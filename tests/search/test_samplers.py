@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from imachsr.config.schema import ConfigError
+from imachsr.core.objective import Objective
 from imachsr.search.samplers import ExhaustedError, independent, is_control, make_sampler, notes
 from imachsr.search.space import Constraint, Search, draws, make_search
 from imachsr.search.space.reach import grid, grid_size, ungridded
@@ -373,7 +374,7 @@ def test_a_point_is_told_as_it_is() -> None:
     study = study_of(search)
     study.enqueue_trial(search.point_params(search.points[0]))
     trial = study.ask()
-    assert search.suggest(trial) == {**search.points[0], "method.beta": 0.01}
+    assert search.suggest(trial) == {**search.points[0], "method.beta": Objective.beta}
     assert trial.params == search.point_params(search.points[0])
 
 

@@ -91,7 +91,7 @@ def test_the_configuration_is_whole_and_flat(shown: Shown) -> None:
     assert config["data_fingerprint/train"] == "abc"
     assert (config["knobs/method/alpha"], config["knobs/method/loss"]) == (0.1, "dice")
     choices = {key.removeprefix("choice/"): value for key, value in config.items() if key.startswith("choice/")}
-    assert choices == {"standard": "auto", "loss": "dice", "entropy": "channel_norm", "alpha": 0.1, "beta": 0.01, "max_taps": 5}
+    assert choices == {"standard": "auto", "loss": "dice", "entropy": "channel_norm", "alpha": 0.1, "beta": 0.0708, "max_taps": 7}
     assert not any(isinstance(value, dict) and value for key, value in config.items() if key != "_wandb")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from imachsr.config.load import dump_yaml, parse_yaml
 from imachsr.config.schema import ConfigError
+from imachsr.core.objective import Objective
 from imachsr.search.space import Search, draws, make_search, search_to_dict
 from imachsr.search.space.knobs import contexts
 
@@ -31,7 +32,7 @@ def test_a_named_choice_sets_all_its_settings() -> None:
     search = make_search({"space": {"recipe": RECIPE}})
     light, strong = (search.run_of({"recipe": name}, name="x", seed=0) for name in ("light", "strong"))
     assert (light.method.alpha, light.method.beta, light.optimizer.lr) == (0.1, 0, 1e-3)
-    assert (strong.method.alpha, strong.method.beta, strong.optimizer.lr) == (1.0, 0.01, 5e-4)
+    assert (strong.method.alpha, strong.method.beta, strong.optimizer.lr) == (1.0, Objective.beta, 5e-4)
     assert {values["recipe"] for values in some(search, 50)} == {"light", "strong"}
     assert make_search(parse_yaml(dump_yaml(search_to_dict(search)))) == search
 
