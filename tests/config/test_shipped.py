@@ -28,7 +28,7 @@ STUDIES = [path for path in FILES if "seeds" in (keys := load_yaml(path)) and "c
 SPACES = [path for path in FILES if path not in STUDIES]
 FULL_SIZE = [ROOT / "launch" / f"{name}.yaml" for name in ("cityscapes", "camvid_full")]  # trained below on files of their own kinds
 SCRATCH = "model.encoder_weights=null"  # a download is no part of a test
-FEW = {"cityscapes": 5}  # the deeper network takes its time to build
+FEW = {"cityscapes": 8}  # the deeper network takes its time to build
 SMALL = [SCRATCH, "data={kind: scenes, size: [64, 64], num_train: 2, num_val: 1}", "optimizer.epochs=1", "optimizer.batch_size=2"]
 
 
