@@ -247,6 +247,16 @@ def test_a_single_run_that_spans_the_net_is_split_in_equal_parts(parts: int) -> 
     assert [tap.layer.address for tap in taps] == [f"blocks.{6 * part // parts - 1}" for part in range(1, parts + 1)]
 
 
+@pytest.mark.filterwarnings("ignore:7 taps were asked for")
+@pytest.mark.parametrize("standard", [StageStandard(max_taps=7), AutoStandard(min_stride=1.0)])
+@pytest.mark.parametrize("blocks", [3, 6])
+def test_each_block_of_a_single_run_is_a_stage_where_fewer_are_there_than_wanted(standard: Any, blocks: int) -> None:
+    # Steps in depth would lie within the blocks.
+    taps = select(standard, trace(nets.Vit(blocks=blocks), nets.images()))
+    assert [tap.layer.address for tap in taps] == [f"blocks.{index}" for index in range(blocks)]
+    assert taps[0].reason == f"stage: part 1 of {blocks} of blocks"
+
+
 @pytest.mark.parametrize(
     ("standard", "found", "why"),
     [

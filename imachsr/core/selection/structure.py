@@ -96,7 +96,7 @@ class StageStandard(Rule):
     """Ends of stages: the last block of each run of blocks of one class and output shape in a Sequential or ModuleList. Falls back to resolution.
 
     What a block is made of is no block: the layers of an inverted residual, a Sequential themselves, would be a stage each. A single run that spans
-    the net, as in a plain ViT, is split into ``max_taps`` equal parts.
+    the net, as in a plain ViT, is split into ``max_taps`` equal parts, or into its blocks where these are fewer.
     """
 
     kind: Literal["stage"] = "stage"
@@ -109,8 +109,8 @@ class StageStandard(Rule):
         containers = {layer.module: layer.container for layer in trace.layers if layer.container}
         blocks = [(index, layer) for index, layer in enumerate(trace.layers) if layer.container and not _is_in_block(layer, containers)]
         runs = [list(run) for _, run in groupby(blocks, key=lambda b: (b[1].container, b[1].block_cls, b[1].channels, b[1].height, b[1].width))]
-        if len(runs) == 1 and len(runs[0]) >= self.max_taps:
-            run, parts = runs[0], self.max_taps
+        if len(runs) == 1:
+            run, parts = runs[0], min(self.max_taps, len(runs[0]))
             ends = [run[ceil(m * len(run) / parts) - 1][0] for m in range(1, parts + 1)]
             return [(index, f"stage: part {m} of {parts} of {run[0][1].container}") for m, index in enumerate(ends, 1)]
         return [(run[-1][0], f"stage: end of {len(run)} x {run[-1][1].block_cls} in {run[-1][1].container}") for run in runs]
