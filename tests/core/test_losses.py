@@ -170,8 +170,8 @@ def tversky(loss: Any, z: Tensor, labels: SideLabels) -> Tensor:
     for k in range(z.shape[1]):
         hits, predicted, labelled = z.sum() * 0, z.sum() * 0, 0.0
         for b, i, j in everywhere(labels):
-            q, y = labels.valid[b, i, j].item() * softmax(z[b, :, i, j])[k], (labels.valid * labels.soft[:, k])[b, i, j].item()
-            hits, predicted, labelled = hits + q * y, predicted + q, labelled + y
+            valid, y, q = labels.valid[b, i, j].item(), labels.soft[b, k, i, j].item(), softmax(z[b, :, i, j])[k]
+            hits, predicted, labelled = hits + valid * q * y, predicted + valid * q, labelled + valid * y
         if labelled > 0:
             terms.append(1 - hits / (hits + a * (predicted - hits) + b_ * (labelled - hits)))
     return sum(terms, z.sum() * 0) / max(len(terms), 1)
@@ -184,7 +184,7 @@ def dice(loss: Any, z: Tensor, labels: SideLabels) -> Tensor:
         for b, i, j in everywhere(labels):
             valid, y = labels.valid[b, i, j].item(), labels.soft[b, k, i, j].item()
             q = softmax(z[b, :, i, j])[k]
-            both, mass, present = both + valid**2 * q * y, mass + valid * (q + y), present + valid * y
+            both, mass, present = both + valid * q * y, mass + valid * (q + y), present + valid * y
         if present > 0:
             terms.append(1 - 2 * both / mass)
     return sum(terms, z.sum() * 0) / max(len(terms), 1)
@@ -762,6 +762,25 @@ def test_bounded_losses_run_from_zero_for_right_to_their_bound_for_wrong(loss: A
     wrong = labels.soft.roll(1, 1) * 100
     assert loss(right, labels).item() == pytest.approx(0, abs=1e-6)
     assert loss(wrong, labels).item() == pytest.approx(worst, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [Dice(), Tversky(), Lovasz(), Brier(), JensenShannon(), MiVariational()])
+def test_a_right_answer_beside_void_is_right_and_descent_leads_to_it(loss: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(0, K - 1, (2, 8, 8), generator=generator)  # the last class is absent
+    labels = classes.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for row, column in ((0, 0), (0, 1)):  # half of each position is void, and a quarter of it is left of some
+        labels[:, row::2, column::2] = 255
+    labels[:, 1::2, ::4] = 255
+    at = TapLabels(labels, K, 255).at((8, 8))
+    assert set(at.valid.unique().tolist()) == {0.25, 0.5}
+    right = 50 * F.one_hot(classes, K).movedim(-1, 1).float()
+    assert loss(right, at).item() == pytest.approx(0, abs=1e-6)
+    # The slope points to the right class wherever a position counts.
+    unsure = right / 50
+    towards = (gradient(lambda z: loss(z, at), unsure) * right).sum(1)
+    counts = at.hard >= 0 if loss.kind in {"lovasz", "mi_variational"} else at.valid > 0
+    assert (towards[counts] < 0).all()
 
 
 def test_focal_without_focus_is_cross_entropy_and_easy_pixels_weigh_less_with_it() -> None:

@@ -20,7 +20,7 @@ from imachsr.core.types import in_full
 class Tversky(ToClasses):
     """``1 - mean_k TP_k / (TP_k + a FP_k + b FN_k)`` over present classes, in [0, 1]. O(BKhw). Source: Salehi et al. 2017, eq. 4.
 
-    TP = sum q y, FP = sum q - TP, FN = sum y - TP, with q and y times the share of valid pixels; over several ranks, sums of all of them.
+    TP = sum v q y, FP = sum v q - TP, FN = sum v y - TP, v the share of valid pixels; over several ranks, sums of all of them.
 
     Args:
         alpha: a > 0, the weight of false positives.
@@ -44,10 +44,10 @@ class Tversky(ToClasses):
 
 @dataclass(frozen=True, kw_only=True)
 class Dice(ToClasses):
-    """Soft Dice over present classes: ``1 - mean_k 2 sum_p q_pk y_pk / sum_p (q_pk + y_pk)``, in [0, 1]. O(BKhw).
+    """Soft Dice over present classes: ``1 - mean_k 2 sum_p v_p q_pk y_pk / sum_p v_p (q_pk + y_pk)``, in [0, 1]. O(BKhw).
 
-    q and y are taken times the share of valid pixels; over several ranks, sums of all of them. Source: Milletari et al. 2016 (V-Net), with a
-    plain sum in the denominator.
+    v is the share of valid pixels; over several ranks, sums of all of them. Source: Milletari et al. 2016 (V-Net), with a plain sum in the
+    denominator.
     """
 
     kind: Literal["dice"] = "dice"
@@ -60,8 +60,10 @@ class Dice(ToClasses):
 
 def _one_minus_index(z: Tensor, labels: SideLabels, alpha: float, beta: float) -> Tensor:
     weight = labels.valid.unsqueeze(1)
-    q, y = F.softmax(in_full(z), 1) * weight, labels.soft * weight
-    sums = labels.ranks.sum(torch.stack([(q * y).sum((0, 2, 3)), q.sum((0, 2, 3)), y.sum((0, 2, 3)).to(q.dtype)]))
+    q = F.softmax(in_full(z), 1)
+    # The share of valid pixels counts once in each sum: squared in the hits, it would make a right answer beside void a wrong one.
+    y = (labels.soft * weight).to(q.dtype)
+    sums = labels.ranks.sum(torch.stack([(q * y).sum((0, 2, 3)), (q * weight).sum((0, 2, 3)), y.sum((0, 2, 3))]))
     hits, predicted, labelled = sums
     is_present = (labelled > 0).to(q.dtype)
     index = hits / (hits + alpha * (predicted - hits) + beta * (labelled - hits)).clamp(min=1e-6)
