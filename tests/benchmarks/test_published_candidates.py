@@ -12,6 +12,8 @@ SEARCHES = {
     "45 epochs, two seeds": ("camvid_candidates_long",),
     "Another network": ("camvid_candidates_segformer",),
     "SegFormer at the rate of its own search": ("camvid_pull",),
+    "A larger weight than the defaults' on the U-Net": ("camvid_weight_unet",),
+    "A larger weight than the defaults' on the SegFormer": ("camvid_weight_segformer",),
 }
 
 
