@@ -11,6 +11,9 @@ from imachsr.core.types import Layout
 MAX_PREFIX = 8
 """Class and register tokens in front of a token grid, at most."""
 
+_USUAL = (4, 8, 16, 32, 14)
+"""Pixels from one token to the next, as most networks have it; asked first, since any stride fits some grid behind some prefix."""
+
 
 def find_layout(first: Tensor, second: Tensor, size: tuple[int, ...], *, wider: int = 0) -> Layout | None:
     """Axis order of an output that was seen twice: with a batch of 2, and with a batch of 3 and, where the model took it, a wider input.
@@ -77,10 +80,20 @@ def _is_image(h: int, w: int, size: tuple[int, ...]) -> bool:
 
 
 def token_grid_or_none(tokens: int, size: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """(h, w, prefix tokens) of a number of tokens: the grid of exactly, else nearly, the input's aspect with the fewest prefix tokens."""
+    """(h, w, prefix tokens) of a number of tokens.
+
+    A grid of a stride in pixels, both sides rounded up or both down: of a usual stride that divides the input, else of a usual one, else of any; of
+    these the one with the fewest prefix tokens. Without any, as with patches that overlap, the grid of exactly, else nearly, the input's aspect.
+    """
     if len(size) != 2:
         return None
     height, width = size
+    for strides in ([stride for stride in _USUAL if height % stride == width % stride == 0], _USUAL, range(1, max(size) + 1)):
+        for prefix in range(min(MAX_PREFIX, tokens - 4) + 1):
+            for stride in strides:
+                for h, w in ((-(-height // stride), -(-width // stride)), (height // stride, width // stride)):
+                    if h * w == tokens - prefix:
+                        return h, w, prefix
     near: tuple[int, int, int] | None = None
     for prefix in range(min(MAX_PREFIX, tokens - 4) + 1):
         count = tokens - prefix

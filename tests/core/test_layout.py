@@ -88,21 +88,34 @@ def test_whole_numbers_have_no_layout() -> None:
         (96, (64, 96), (8, 12, 0)),
         (50, (224, 224), (7, 7, 1)),
         (1025, (512, 512), (32, 32, 1)),
+        # Sizes that are no multiple of the stride: a hierarchical transformer's last stage, upright and lying.
+        (20, (120, 160), (4, 5, 0)),
+        (70, (320, 200), (10, 7, 0)),
+        (70, (200, 320), (7, 10, 0)),
+        (16 * 14 + 1, (230, 200), (16, 14, 1)),
     ],
 )
 def test_token_grid_of_known_models(tokens: int, size: tuple[int, int], grid: tuple[int, int, int]) -> None:
     assert token_grid(tokens, size) == grid
 
 
-def test_every_grid_of_the_inputs_aspect_is_found_behind_its_prefix() -> None:
+@pytest.mark.parametrize("stride", [4, 8, 14, 16, 32])
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("round_up", [True, False])
+def test_the_grid_of_a_usual_stride_is_found_at_any_size(stride: int, prefix: int, round_up: bool) -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        size = rng.randrange(2 * stride, 700), rng.randrange(2 * stride, 700)
+        h, w = (-(-side // stride) if round_up else side // stride for side in size)
+        assert token_grid(h * w + prefix, size) == (h, w, prefix), size
+
+
+@pytest.mark.parametrize("patch", [4, 8, 14, 16, 32])
+def test_a_grid_of_whole_patches_is_found_behind_its_prefix(patch: int) -> None:
     rng = random.Random(0)
     for _ in range(200):
-        patch, h, w, prefix = rng.choice((4, 8, 14, 16)), rng.randint(3, 24), rng.randint(3, 24), rng.randint(0, MAX_PREFIX)
-        got = token_grid(h * w + prefix, (h * patch, w * patch))
-        # Fewer prefix tokens may do as well: then the grid is another one of the same aspect.
-        assert got[0] * got[1] + got[2] == h * w + prefix
-        assert got[0] * w == got[1] * h
-        assert got[2] <= prefix
+        h, w, prefix = rng.randint(5, 24), rng.randint(5, 24), rng.choice((0, 1, 2, 5))
+        assert token_grid(h * w + prefix, (h * patch, w * patch)) == (h, w, prefix)
 
 
 def test_tokens_without_a_grid_are_an_error() -> None:
