@@ -14,7 +14,7 @@ class Pointwise(nn.Conv2d):
         assert self.bias is not None
         weight = self.weight.flatten(1).expand(len(input), -1, -1)
         flat = torch.baddbmm(self.bias.view(1, -1, 1), weight, input.flatten(2))
-        return flat.view(len(input), -1, *input.shape[2:])
+        return flat.view(len(input), self.out_channels, *input.shape[2:])
 
 
 def make_projection(channels: int, outputs: int, generator: torch.Generator) -> nn.Conv2d:

@@ -60,7 +60,8 @@ class GradientBalance(nn.Module):
         self._norms = dict(enumerate(state.to(self.factors.device).clone()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_side": {}, "_norms": {}}
+        # What the last backward showed goes with a copy, as with a state dict; what a backward is about to show belongs to its own graph.
+        return {**self.__dict__, "_side": {}}
 
     def watch(self, features: Tensor, index: int) -> Tensor:
         """The tap's features for the side loss alone; what else reads them must take the originals."""

@@ -1,7 +1,8 @@
 """What a network does with a few batches, measured for the standards that ask."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import islice
 
 import torch
@@ -14,7 +15,7 @@ from imachsr.core.layout import to_nchw, volume_of
 from imachsr.core.losses.protocol import sample
 from imachsr.core.output import CrossEntropy
 from imachsr.core.taps import Recorder
-from imachsr.core.tracing import left_as_found
+from imachsr.core.tracing import left_as_found, seed_forward
 from imachsr.core.types import LayerInfo, Tap
 
 PROBED = 1024
@@ -82,17 +83,19 @@ class Calibration:
         return self._mean(layers, batches, information)
 
     def _mean(self, layers: Sequence[LayerInfo], batches: int, measure: Callable[..., list[float]]) -> list[float]:
-        rows = [measure(features, output, labels, size) for features, output, labels, size in self._forwards(layers, batches)]
+        # Closed at once on an error too, which would hold the generator, and with it hooks and the mode, as long as it lives itself.
+        with closing(self._forwards(layers, batches)) as forwards:
+            rows = [measure(features, output, labels, size) for features, output, labels, size in forwards]
         if not rows:
             raise ValueError("`calibration` must give at least one batch (images, labels), but gives none")
         return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
 
-    def _forwards(self, layers: Sequence[LayerInfo], batches: int) -> Iterator[tuple[list[Tensor], Tensor, Tensor, tuple[int, ...]]]:
+    def _forwards(self, layers: Sequence[LayerInfo], batches: int) -> Generator[tuple[list[Tensor], Tensor, Tensor, tuple[int, ...]]]:
         recorder = Recorder(self._model, tuple(Tap(layer=layer, reason="") for layer in layers))
         try:
             for images, labels in islice(iter(self._batches), batches):
                 with left_as_found(self._model, images.device), torch.enable_grad():
-                    torch.manual_seed(self._seed)
+                    seed_forward(self._seed, images.device)
                     self._model.train()
                     with recorder.recording():
                         output = self._model(images)

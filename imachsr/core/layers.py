@@ -145,6 +145,9 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         TypeError: If the model's output holds no class scores.
 
     """
+    if not isinstance(example, Tensor):
+        got = f"a {type(example).__name__}"
+        raise TypeError(f"`example` must be a tensor of images [B, C, H, W], but got {got}; of a loader's (images, labels) take the images")
     if example.ndim not in (4, 5) or example.numel() == 0:
         raise ValueError(f"`example` must be images [B, C, H, W] or volumes [B, C, D, H, W], but got a tensor of shape {tuple(example.shape)}")
     if (name := next((name for name, module in model.named_modules() if _is_compiled(module)), None)) is not None:

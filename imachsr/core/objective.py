@@ -61,10 +61,14 @@ class Objective:
         """Total loss of the output's and the weighted terms.
 
         Raises:
+            ValueError: If a term is no scalar; names it.
             FloatingPointError: If a term is NaN or infinite; names it.
 
         """
         total = output
+        for name, value in {"output loss": output, **terms}.items():
+            if value.ndim:
+                raise ValueError(f"every term must be a scalar, but the {_called(name)} has the shape {list(value.shape)}; take its mean")
         for name, value in terms.items():
             total = total + weights[name] * value
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(total)):
@@ -81,10 +85,14 @@ def check_finite(losses: Losses) -> None:
 def _blame(output: Tensor, terms: dict[str, Tensor]) -> None:
     named = {"output loss": output}
     for name, value in terms.items():
-        group, _, address = name.partition("/")
-        named[f"{'side loss' if group == 'side' else 'entropy term'} of tap {address!r}"] = value
+        named[_called(name)] = value
     bad = [f"{name} is {float(value.detach())}" for name, value in named.items() if not bool(torch.isfinite(value))]
     raise FloatingPointError("every term must be finite, but " + ("; ".join(bad) or "their sum overflows") + "; lower the learning rate")
+
+
+def _called(name: str) -> str:
+    group, _, address = name.partition("/")
+    return f"{'side loss' if group == 'side' else 'entropy term'} of tap {address!r}" if address else name
 
 
 def check_heterogeneity(output: object, side: object, mode: Heterogeneity) -> None:

@@ -1,11 +1,12 @@
 """Losses of the model's own output."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only  # no public module of torch has it
 
@@ -50,6 +51,25 @@ def _of_mapping(output: Mapping[Any, Any]) -> Any:
         return found
     tensors = [value for value in output.values() if isinstance(value, Tensor)]
     return tensors[0] if len(tensors) == 1 else None
+
+
+def check_output_loss(loss: object) -> None:
+    """Refuse what cannot be called as an output loss.
+
+    Raises:
+        TypeError: If it is a class, no callable, or does not take ``ignore_index``.
+
+    """
+    if isinstance(loss, type) or not callable(loss):
+        raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {loss!r}")
+    call = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        inspect.signature(call).bind(None, None, ignore_index=0)
+    except TypeError as error:
+        ways = "take imachsr.CrossEntropy() or torch.nn.functional.cross_entropy, or wrap it in a function"
+        raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but {loss!r}: {error}; {ways}") from None
+    except ValueError:  # built in, without a signature
+        return
 
 
 def read_by(loss: AnyOutputLoss, output: Any) -> Any:

@@ -134,6 +134,14 @@ def left_as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
                     buffer.copy_(saved)
 
 
+def seed_forward(seed: int, device: torch.device) -> None:
+    """Seed what a forward draws from on a device, and no more: `torch.manual_seed` seeds every GPU, which `left_as_found` does not restore."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
 def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
 
@@ -198,7 +206,7 @@ def _miss(_nothing: None) -> Tensor:
 
 
 def _run(model: nn.Module, images: Tensor, is_watched: bool) -> Recording:
-    torch.default_generator.manual_seed(0)  # a model that skips layers at random skips the same in every run
+    seed_forward(0, torch.device("cpu"))  # a model that skips layers at random skips the same in every run
     recorder = _Recorder()
     handles = []
     for name, module in model.named_modules():

@@ -1,6 +1,6 @@
 """The one module that users meet: a backbone with its taps, adapters and losses in one forward."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ from imachsr.core.entropy import Regularizer, parse_regularizer
 from imachsr.core.labels import TapLabels
 from imachsr.core.layers import Trace, trace
 from imachsr.core.layout import to_nchw, volume_of
-from imachsr.core.losses import AnySideLoss, DepthRule, losses_of
+from imachsr.core.losses import AnySideLoss, DepthRule, losses_of, parse_side_loss
 from imachsr.core.losses.protocol import only_drawn
 from imachsr.core.objective import Heterogeneity, Objective, check_heterogeneity
-from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, logits_of, read_by
+from imachsr.core.output import AnyOutputLoss, CrossEntropy, OutputLoss, check_output_loss, logits_of, read_by
 from imachsr.core.ranks import Ranks, check_parallel, refuse_parallel
 from imachsr.core.scale import ScaleWatch, scale_of
 from imachsr.core.schedules import Constant, Profile, Schedule, parse_schedule
-from imachsr.core.selection import Standard, select
+from imachsr.core.selection import Standard, parse_standard, select
 from imachsr.core.taps import Recorder
 from imachsr.core.terms import as_weights, entropy_term, gives_scores, side_term
 from imachsr.core.types import IGNORE_INDEX, Losses, Tap
@@ -81,12 +81,18 @@ class IMacHSR(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"`num_classes >= 2` must hold, but got {num_classes}")
+        if any(isinstance(module, IMacHSR) for module in model.modules()):
+            raise ValueError("a model must be wrapped once, but holds a net that is wrapped already; wrap what its `unwrap()` gives back")
         self.backbone = model
         self.objective = Objective(alpha=alpha, beta=beta, profile=profile, schedule=parse_schedule(schedule or "constant"), grad_ratio=grad_ratio)
         self.output_loss = CrossEntropy() if output_loss is None else output_loss
-        if isinstance(output_loss, type) or not callable(self.output_loss):
-            raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {output_loss!r}")
-        self.entropy = parse_regularizer(entropy) if entropy is not None and beta > 0 else None
+        check_output_loss(self.output_loss)
+        # Names are read whatever the weights, so that a mistake in one is told where a search sets its weight to 0.
+        regularizer = None if entropy is None else parse_regularizer(entropy)
+        self.entropy = regularizer if beta > 0 else None
+        standard = parse_standard(standard) if isinstance(standard, (str, Mapping)) else standard
+        loss = parse_side_loss(loss) if isinstance(loss, (str, Mapping)) else loss
+        check_heterogeneity(self.output_loss, None, heterogeneity)
         self.num_classes, self.ignore_index, self.seed, self.total_steps = num_classes, ignore_index, seed, total_steps
         self._check_steps()
         self.taps: tuple[Tap, ...] = ()
@@ -167,11 +173,12 @@ class IMacHSR(nn.Module):
 
         Args:
             images: ``[B, C, H, W]``, or ``[B, C, D, H, W]``.
-            labels: int64 ``[B, H, W]`` (``[B, D, H, W]``; ``[B]`` for a classifier), classes 0..K-1 or ``ignore_index``.
+            labels: int64 ``[B, H, W]`` (``[B, D, H, W]``; ``[B]`` for a classifier), classes 0..K-1 or ``ignore_index``. They may be smaller or
+                larger than the images: scores are resized to them.
 
         Raises:
             TypeError: If labels are not int64.
-            ValueError: If a label is outside the classes, or the model does not give one score a class.
+            ValueError: If a label is outside the classes, height and width are swapped, or the model does not give one score a class.
             FloatingPointError: If a term is not finite; names tap and term.
             RuntimeError: In a replica of torch's DataParallel, or after :meth:`unwrap`.
 
@@ -271,6 +278,9 @@ class IMacHSR(nn.Module):
 def _check_shapes(images: Tensor, labels: Tensor) -> None:
     if len(labels) != len(images):
         raise ValueError(f"`labels` must have one map an image, but got {len(labels)} for {len(images)} images")
+    (h, w), given = images.shape[-2:], tuple(labels.shape[-2:])
+    if h != w and labels.ndim == images.ndim - 1 and given == (w, h):
+        raise ValueError(f"`labels` must lie as the images do, but are {[*given]} for images of {[h, w]}: height and width are swapped")
     if labels.ndim not in (1, images.ndim - 1):
         pixels = "[B, H, W]" if images.ndim == 4 else "[B, D, H, W]"
         raise ValueError(f"`labels` must have shape {pixels} or [B] (one an image) for images {list(images.shape)}, but got {list(labels.shape)}")

@@ -190,7 +190,17 @@ def test_factors_are_part_of_the_state_and_copies_are_their_own() -> None:
     assert net.balance is not None
     assert torch.equal(fresh.balance.factors, net.balance.factors)
     assert not torch.equal(fresh.balance.factors, torch.ones(2))
+    net(nets.images(), nets.labels()).total.backward()
     for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        # The next step takes up the last backward, in a copy as after loading a state dict.
+        loaded, again = build(), copy.deepcopy(twin)
+        loaded.load_state_dict(net.state_dict())
+        for other in (loaded, again):
+            other(nets.images(), nets.labels())
+        assert loaded.balance is not None
+        assert again.balance is not None
+        assert torch.equal(loaded.balance.factors, again.balance.factors)
+        assert not torch.equal(again.balance.factors, net.balance.factors)
         before = net.balance.factors.clone()
         for _ in range(3):
             twin(nets.images(), nets.labels()).total.backward()

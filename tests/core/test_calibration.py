@@ -214,7 +214,7 @@ def test_a_measurement_is_the_mean_over_its_batches_and_looks_at_no_more(name: s
 
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
-def test_measuring_leaves_everything_as_it_was_and_is_the_same_again(name: str) -> None:
+def test_measuring_leaves_everything_as_it_was_and_is_the_same_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nets.Stateful()
     model.frozen.eval()
     model.body.weight.grad = torch.randn_like(model.body.weight)
@@ -222,10 +222,12 @@ def test_measuring_leaves_everything_as_it_was_and_is_the_same_again(name: str) 
     modes = [module.training for module in model.modules()]
     found = trace(model, nets.images())
     torch.manual_seed(5)
-    state = torch.get_rng_state()
+    state, seeded = torch.get_rng_state(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     measure = getattr(calibration(model), name)
     first = measure(found.layers, 2)
     assert torch.equal(torch.get_rng_state(), state)
+    assert not seeded  # GPUs, of which the model is on none
     torch.manual_seed(6)
     with torch.no_grad():
         assert measure(found.layers, 2) == first  # dropout included
@@ -242,6 +244,16 @@ def test_a_failure_leaves_no_hook_and_the_mode_behind(name: str) -> None:
     found = trace(model, nets.images())
     with pytest.raises(RuntimeError):
         getattr(calibration(model, [(torch.zeros(2, 5, 32, 32), nets.labels())]), name)(found.layers, 1)
+    assert not any(module._forward_hooks or module.training for module in model.modules())
+
+
+def test_a_failed_measurement_leaves_no_hook_while_its_error_is_held() -> None:
+    # As a notebook holds the last one.
+    model = encoder().eval()
+    found = trace(model, nets.images())
+    with pytest.raises(ValueError, match="labels") as held:
+        calibration(model, [(nets.images(), nets.labels() + 200)]).probe_information(found.layers, 1)
+    assert held.value.__traceback__ is not None
     assert not any(module._forward_hooks or module.training for module in model.modules())
 
 

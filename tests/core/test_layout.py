@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imachsr.core.layout import MAX_PREFIX, extent, find_layout, to_nchw, token_grid, token_grid_or_none, volume_of
+from imachsr.core.layout import extent, find_layout, to_nchw, token_grid, token_grid_or_none, volume_of
 from imachsr.core.types import Layout
 
 SIZE, WIDER = (32, 64), (32, 96)

@@ -494,10 +494,18 @@ def test_explicit_layers_of_another_form_are_refused(layers: Any, message: str) 
 def test_a_callable_names_the_layers_from_the_trace(reused: Trace) -> None:
     taps = select(lambda found: [layer.address for layer in found.layers if layer.cls == "ReLU"], reused)
     assert [tap.layer.address for tap in taps] == ["act", "act#2", "act#3"]
+    assert select(lambda found: [layer for layer in found.layers if layer.cls == "ReLU"], reused) == taps  # a candidate stands for its address
     with pytest.raises(ValueError, match="must be a sequence of names, but got the string 'act'"):
         select(lambda _: "act", reused)
     with pytest.raises(ValueError, match="'nothing' is no layer of this model"):
         select(lambda _: ["nothing"], reused)
+
+
+def test_a_strict_union_must_offer_its_whole_number() -> None:
+    members = (ResolutionStandard(max_taps=2), DepthStandard(max_taps=2))
+    with pytest.raises(ValueError, match="9 taps were asked for, but this model and rule offer"):
+        select(UnionStandard(standards=members, max_taps=9, strict=True), HOURGLASS)
+    assert 2 <= len(select(UnionStandard(standards=members, max_taps=9), HOURGLASS)) < 9
 
 
 def test_an_unknown_standard_is_refused_with_the_nearest_name() -> None:

@@ -217,6 +217,14 @@ def test_one_loss_a_tap() -> None:
         ({"output_loss": OutputDice}, TypeError, "`output_loss` must be called"),
         ({"loss": "mi_variational", "heterogeneity": "strict"}, ValueError, "a side loss must differ from the output loss"),
         ({"heterogeneity": "maybe"}, ValueError, "`heterogeneity` must be one of"),
+        ({"output_loss": nn.CrossEntropyLoss()}, TypeError, r"`output_loss` must be called .*, but CrossEntropyLoss\(\): got an unexpected keyword"),
+        ({"example": (nets.images(), nets.labels())}, TypeError, r"`example` must be a tensor .*, but got a tuple; of a loader's \(images, labels\)"),
+        ({"model": IMacHSR(nets.Encoder(), example=nets.images(), num_classes=3, standard=STAGES)}, ValueError, "a model must be wrapped once"),
+        # What a weight of 0 leaves without effect is read all the same.
+        ({"alpha": 0, "loss": "dcie"}, ValueError, "nearest: 'dice'"),
+        ({"alpha": 0, "heterogeneity": "maybe"}, ValueError, "`heterogeneity` must be one of"),
+        ({"alpha": 0, "beta": 0, "standard": "detph"}, ValueError, "nearest: 'depth'"),
+        ({"beta": 0, "entropy": "chanel"}, ValueError, "nearest: 'channel'"),
     ],
 )
 def test_a_mistake_is_told_when_building(knobs: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -257,6 +265,26 @@ def test_images_of_another_size_than_the_example_are_fine(height: int, width: in
 
 def test_labels_of_another_size_than_the_images_are_fine() -> None:
     assert bool(torch.isfinite(build()(nets.images(), nets.labels(2, 20, 12)).total))
+
+
+def test_labels_whose_height_and_width_are_swapped_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`labels` must lie as the images do, but are \[48, 32\] for images of \[32, 48\]: height and width"):
+        build()(nets.images(width=48), nets.labels(2, 48, 32))
+
+
+def test_a_term_that_is_no_scalar_is_named() -> None:
+    net = build(output_loss=lambda output, labels, ignore_index: F.cross_entropy(output, labels, ignore_index=ignore_index, reduction="none"))
+    with pytest.raises(ValueError, match=r"every term must be a scalar, but the output loss has the shape \[2, 32, 32\]; take its mean"):
+        net(nets.images(), nets.labels())
+
+
+@pytest.mark.parametrize("loss", ["brier", "dice", "prototype", "infonce", "hsic", "boundary"])
+def test_a_batch_of_no_images_trains_nothing(loss: str) -> None:
+    net = build(loss=loss)
+    losses = net(nets.images()[:0], nets.labels()[:0])
+    losses.total.backward()
+    assert losses.total.item() == 0
+    assert not any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in net.parameters())
 
 
 def test_a_batch_without_a_valid_pixel_trains_nothing() -> None:

@@ -89,7 +89,7 @@ class UnionStandard(Rule):
     @property
     def wanted(self) -> int:
         """A union may well be smaller than its limit: its members overlap."""
-        return 1
+        return self.max_taps if self.strict else 1
 
     def pick(self, trace: Trace, calibration: Calibration | None) -> Picked:
         index_of = {layer.address: index for index, layer in enumerate(trace.layers)}
@@ -109,8 +109,9 @@ def select(standard: "Standard | str | Callable[[Trace], Sequence[str]]", trace:
     if hasattr(standard, "select"):
         taps: tuple[Tap, ...] = standard.select(trace, calibration)
     elif callable(standard):
-        names = standard(trace)
-        layers: Any = names if isinstance(names, str) else tuple(names)  # a string is refused, not taken letter by letter
+        names: Any = standard(trace)
+        # A string is refused, not taken letter by letter; a candidate stands for its address.
+        layers: Any = names if isinstance(names, str) else tuple(getattr(name, "address", name) for name in names)
         taps = ExplicitStandard(layers=layers).select(trace)
     else:
         raise TypeError(f"`standard` must be a name, a standard or a callable, but got {type(standard).__name__}")
