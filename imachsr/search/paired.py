@@ -23,6 +23,7 @@ DRAWS = 100_000
 RESAMPLES = 20_000
 # Sums that are equal in exact arithmetic differ by rounding: 30.2 - 30.1 is not 30.1 - 30.0.
 _TIE = 1e-9
+_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,9 @@ def wilcoxon(differences: Sequence[float], *, alternative: Alternative = "two-si
     Differences of 0 are left out, as Wilcoxon did; when all are 0, p is 1 with no pairs. Arguments and errors as in :func:`sign_flip`.
     """
     values = _checked(differences)
+    # What differs by the noise of a subtraction alone is a tie, or 0.
+    largest = np.abs(values).max()
+    values = np.round(values / largest, _DIGITS) if largest > 0 else values
     values = values[values != 0]
     return _flip(np.sign(values) * rankdata(np.abs(values)), alternative, seed)
 
@@ -138,6 +142,7 @@ def bootstrap_interval(differences: Sequence[float], *, confidence: float = 0.95
     resampled = values[np.concatenate([drawn, count - 1 - drawn])]
     shift = resampled.mean(1) - mean
     spread = resampled.std(1, ddof=1)
+    spread[spread <= _TIE * np.abs(values).max()] = 0.0  # of equal differences, up to the noise of their mean
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.sort(np.where(shift == 0, 0.0, shift / spread))
     tail = math.floor((1 - confidence) / 2 * (RESAMPLES - 1))

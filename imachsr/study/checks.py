@@ -33,6 +33,11 @@ def check(study: StudyPlan) -> None:
     for index, cell in enumerate(study.cells):
         _check_runs(study, index, cell, runs)
     for index, effect in enumerate(study.effects):
+        if (same := next((key for key in _SAME if effect.key == key or effect.key.startswith(f"{key}.")), None)) is not None:
+            raise ConfigError(
+                f"effects.{index}.key: must leave `{same}` as it is, which the control of {effect.cell} would not share, but got {effect.key}; "
+                "make it a cell, where it is set for all arms"
+            )
         for value in effect.values:
             with _blaming(f"effects.{index}"):
                 _check_place(study.run_of(study.cell(effect.cell), effect.arm, 0, {effect.key: value}), runs)

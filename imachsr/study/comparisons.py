@@ -1,15 +1,15 @@
 """Arms against each other in a cell: paired differences, their tests, and Holm over families of comparisons."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from imachsr.config.schema import ConfigError
 from imachsr.search.paired import ALPHA, LEAST_FOR_INTERVAL, bootstrap_interval, holm, sign_flip, smallest_p, wilcoxon
 from imachsr.study.plan import equal_epochs, key_of, scoring_key
-from imachsr.study.rows import Known, Row
-from imachsr.study.schema import Cell, StudyPlan
+from imachsr.study.rows import DIGITS, Known, Row
+from imachsr.study.schema import AgainstItself, Cell, Effect, StudyPlan
 
 Verdict = Literal["better", "worse", "open", "incomplete", "failed"]
 _ALONGSIDE = ("val/miou", "val/boundary_iou", "val/accuracy", "val/ece", "val/nll", "corrupted/miou", "corrupted/ece")
@@ -120,10 +120,9 @@ def check_rows(study: StudyPlan, known: Known) -> None:
         ConfigError: Names two rows, or the row.
     """
     scoring = scoring_key(study)
-    for cell in study.cells:
-        of_arm = [runs_of(study, known, cell, arm) for arm in study.arms_of(cell)]
-        for seed in study.seeds_of(cell):
-            rows = [row for each in of_arm if (row := each[seed]) is not None]
+    for of_arm in _beside_each_other(study, known):
+        for seed in dict.fromkeys(seed for each in of_arm for seed in each):
+            rows = [row for each in of_arm if (row := each.get(seed)) is not None]
             if strange := next((row for row in rows if row.facts.get("scoring", scoring) != scoring), None):
                 raise ConfigError(
                     "corruptions and also_on: must be those with which the rows that are there were scored, but that of "
@@ -135,6 +134,31 @@ def check_rows(study: StudyPlan, known: Known) -> None:
                     f"rows that are compared must be of the same data, but that of {_called(marked[0])} has the fingerprint {marked[0].data}, "
                     f"and that of {_called(other)} {other.data}"
                 )
+
+
+def _beside_each_other(study: StudyPlan, known: Known) -> Iterator[list[dict[Any, Row | None]]]:
+    """Runs that are compared, of each arm or value by what pairs them."""
+    for cell in study.cells:
+        yield [runs_of(study, known, cell, arm) for arm in study.arms_of(cell)]
+    for effect in study.effects:
+        values = [effect_runs(study, known, effect, effect.arm, {effect.key: value}) for value in effect.values]
+        yield [effect_runs(study, known, effect, study.control, {}), *values]
+    if (again := study.against_itself) is not None:
+        cell = study.cell(again.cell)
+        every = (*runs_of(study, known, cell, study.control).values(), *itself_runs(study, known, again).values())
+        yield [{"all": row} for row in every]  # each of them is paired with every other
+
+
+def effect_runs(study: StudyPlan, known: Known, effect: Effect, arm: str, further: Mapping[str, Any]) -> dict[Any, Row | None]:
+    """Runs of an effect's seeds, with one arm and perhaps a setting of its own."""
+    cell = study.cell(effect.cell)
+    return {seed: known.get(key_of(study.run_of(cell, arm, seed, further)), seed) for seed in effect.seeds}
+
+
+def itself_runs(study: StudyPlan, known: Known, again: AgainstItself) -> dict[Any, Row | None]:
+    """The control's further runs, with which it is compared with itself."""
+    cell = study.cell(again.cell)
+    return {seed: known.get(key_of(study.run_of(cell, study.control, seed)), seed) for seed in again.seeds}
 
 
 def _called(row: Row) -> str:
@@ -187,7 +211,8 @@ def differences_of(one: Mapping[int, Row | None], two: Mapping[int, Row | None],
     for seed in one:
         a, b = one[seed], two.get(seed)
         if a is not None and b is not None and has_score(a, metric) and has_score(b, metric):
-            found[seed] = a.scores[metric] - b.scores[metric]
+            # To the digits that rows have: what is equal in them would else differ by the noise of a subtraction, and be no tie.
+            found[seed] = round(a.scores[metric] - b.scores[metric], DIGITS)
     return found
 
 

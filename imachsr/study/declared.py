@@ -63,6 +63,7 @@ def check_declared(path: Path, now: StudyPlan, rows: Sequence[Row]) -> None:
                 + (", or primary=null: then Holm's adjustment is over all comparisons" if key == "primary" else "")
             )
     _check_comparisons(list(_said(before)), list(_said(now)), ended)
+    _check_seeds(before, now, rows)
 
 
 def _check_comparisons(before: Sequence[_Said], now: Sequence[_Said], ended: Collection[str]) -> None:
@@ -82,6 +83,29 @@ def _check_comparisons(before: Sequence[_Said], now: Sequence[_Said], ended: Col
             cell, arm, other_arm = each.names
             raise ConfigError(
                 f"comparisons may be added once a run has ended, not taken away, but {arm} against {other_arm} in {cell} is gone; {_ELSEWHERE}"
+            )
+
+
+def _check_seeds(before: StudyPlan, now: StudyPlan, rows: Sequence[Row]) -> None:
+    """A comparison whose runs have all ended was judged: more seeds after a look at its p would make wins of chance."""
+    ended = {(row.key, row.seed) for row in rows}
+    ended_by_name = {(row.cell, row.arm, row.seed) for row in rows if not row.setting}  # at equal time the epochs, and so the key, may vary
+
+    def is_judged(cell: Cell, arm: str) -> bool:
+        key = key_of(before.run_of(cell, arm, 0))
+        return all((cell.name, arm, seed) in ended_by_name if cell.equal == "time" else (key, seed) in ended for seed in before.seeds_of(cell))
+
+    given = {each.settings: now.cells[each.index] for each in _said(now)}
+    for each in _said(before):
+        cell = before.cells[each.index]
+        if (other := given.get(each.settings)) is None or set(now.seeds_of(other)) <= set(before.seeds_of(cell)):
+            continue
+        if all(is_judged(cell, arm) for arm in each.names[1:]):
+            more = len(set(now.seeds_of(other)) - set(before.seeds_of(cell)))
+            raise ConfigError(
+                f"cells.{each.index}.seeds: must stay what they were once all runs of a comparison have ended, since more seeds after a look at the "
+                f"result would make wins of chance, but for {each.names[1]} against {each.names[2]} in {cell.name} {more} are added to "
+                f"{len(before.seeds_of(cell))}; give new seeds alone, and another --output"
             )
 
 

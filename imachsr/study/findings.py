@@ -1,7 +1,7 @@
 """What a study's rows say: comparisons, means, effects, charts, and the false wins of the test itself."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,16 +16,18 @@ from imachsr.study.comparisons import (
     check_rows,
     compared,
     differences_of,
+    effect_runs,
     families_of,
     has_score,
+    itself_runs,
     mean_of,
     pairs_of,
     primary_smallest,
     runs_of,
 )
 from imachsr.study.pairings import PAIRINGS, false_rate
-from imachsr.study.plan import key_of, strangers, wanted
-from imachsr.study.rows import Known, Row, score_names
+from imachsr.study.plan import strangers, wanted
+from imachsr.study.rows import Known, score_names
 from imachsr.study.schema import Cell, Chart, StudyPlan
 
 CLASSES = "val/iou/"
@@ -132,15 +134,10 @@ def _means_of(study: StudyPlan, known: Known, cell: Cell, arm: str) -> dict[str,
 def _effects(study: StudyPlan, known: Known) -> list[dict[str, Any]]:
     found = []
     for effect in study.effects:
-        cell = study.cell(effect.cell)
-
-        def rows(arm: str, further: Mapping[str, Any], cell: Cell = cell, seeds: Sequence[int] = effect.seeds) -> dict[int, Row | None]:
-            return {seed: known.get(key_of(study.run_of(cell, arm, seed, further)), seed) for seed in seeds}
-
-        control = rows(study.control, {})
+        control = effect_runs(study, known, effect, study.control, {})
         lines = []
         for value in effect.values:
-            own = rows(effect.arm, {effect.key: value})
+            own = effect_runs(study, known, effect, effect.arm, {effect.key: value})
             differences = list(differences_of(own, control, study.metric).values())
             mean = math.fsum(differences) / len(differences) if differences else None
             told = {"pairs": len(differences), "mean": mean_of(own, study.metric), "difference": mean, "each": differences}
@@ -165,7 +162,7 @@ def _against_itself(study: StudyPlan, known: Known) -> dict[str, Any] | None:
         return None
     cell = study.cell(again.cell)
     one = runs_of(study, known, cell, study.control)
-    two = {seed: known.get(key_of(study.run_of(cell, study.control, seed)), seed) for seed in again.seeds}
+    two = itself_runs(study, known, again)
     values = [row.scores[study.metric] for row in (*one.values(), *two.values()) if row is not None and has_score(row, study.metric)]
     facts: dict[str, Any] = {"cell": again.cell, "runs": len(values), "of": len(one) + len(two), "p": None, "difference": None, "rate": None}
     if len(values) < len(one) + len(two):

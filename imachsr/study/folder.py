@@ -88,7 +88,7 @@ class Study:
             if others := sorted(each.name for each in self.folder.iterdir() if each.name != LOCK):
                 raise ConfigError(f"{self.folder} must be a new folder or hold this study, but holds {', '.join(others[:3])}; give another --output")
             return
-        # Cells, arms and seeds may be added: every run is known by its own settings.
+        # Cells and arms may be added, and seeds of what is not judged yet: every run is known by its own settings.
         if (before := load_yaml(path).get("name")) != self.plan.name:
             raise ConfigError(f"{self.folder} must hold this study, but holds {before!r}; give another --output")
 

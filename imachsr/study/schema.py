@@ -226,5 +226,5 @@ class StudyPlan(Settings):
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times."""
-    return not metric.endswith(("ece", "nll", "loss", "step_ms", "wall_s"))
+    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times. A class may be called as it likes."""
+    return "/iou/" in metric or metric.rpartition("/")[2] not in {"ece", "nll", "loss", "step_ms", "wall_s"}

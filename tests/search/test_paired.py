@@ -74,6 +74,15 @@ def test_wilcoxon_with_ties_and_zeros_is_the_permutation_of_signed_midranks(alte
     assert (found.p, found.pairs) == (pytest.approx(theirs.pvalue, abs=1e-12), 7)
 
 
+def test_ties_and_equal_differences_are_such_up_to_the_noise_of_a_subtraction() -> None:
+    exact = [0.1, 0.1, -0.1, 0.1, 0.1, 0.2, 0.1, -0.1, 0.0]
+    noisy = [(40.3 + each) - 40.3 for each in exact]
+    assert noisy != exact
+    assert wilcoxon(noisy).p == wilcoxon(exact).p
+    noisy = [(1e3 + each) - 1e3 for each in (0.1, 0.1, 0.1, 0.1, 0.1, 0.3)]
+    assert bootstrap_interval([0.1] * 5 + [0.3])[1] == bootstrap_interval(noisy)[1] == math.inf
+
+
 def test_wilcoxon_of_nothing_but_zeros_says_nothing() -> None:
     found = wilcoxon([0.0, 0.0])
     assert (found.p, found.pairs) == (1.0, 0)

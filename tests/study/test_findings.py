@@ -12,13 +12,15 @@ import pytest
 from scipy import stats
 
 from imachsr.config.schema import ConfigError
+from imachsr.search.paired import wilcoxon
 from imachsr.study.comparisons import pairs_of
 from imachsr.study.document import document, table, words
 from imachsr.study.findings import find
 from imachsr.study.pairings import false_rate
 from imachsr.study.plan import scoring_key
 from imachsr.study.plots import plot
-from imachsr.study.rows import Known, read, write
+from imachsr.study.rows import DIGITS, Known, read, write
+from imachsr.study.schema import is_higher_better
 from imachsr.tracking.events import finite
 from tests.study.rows import RAW, filled, row, study
 
@@ -27,7 +29,7 @@ GAIN = {"output_only": 0.0, "homogeneous": 0.3, "full": 1.5}
 
 def value(cell: str, arm: str, seed: int) -> float:
     noise = np.random.default_rng([seed, *arm.encode(), *cell.encode()]).normal()
-    return 40 + seed + GAIN[arm] + 0.2 * float(noise)
+    return round(40 + seed + GAIN[arm] + 0.2 * float(noise), DIGITS)
 
 
 def exact_p(differences: list[float]) -> float:
@@ -136,6 +138,41 @@ def test_rows_of_different_data_are_not_compared() -> None:
         ConfigError, match="must be of the same data, but that of large, output_only, seed 7 has the fingerprint one, and that of large, full"
     ):
         find(plan, Known(rows))
+
+
+@pytest.mark.parametrize("of", ["an effect", "the control against itself"])
+@pytest.mark.parametrize("by", ["data", "scoring"])
+def test_rows_of_other_data_or_scoring_are_not_compared_beside_the_cells_either(of: str, by: str) -> None:
+    effect = {"cell": "small", "arm": "full", "key": "method.loss", "values": ["dice"], "seeds": [0, 1]}
+    plan = study(effects=[effect], against_itself={"cell": "small", "seeds": list(range(20, 28))})
+    rows = [replace(each, data="one") for each in filled(plan, value).all()]
+    further = [row(plan, "small", "full", seed, 41.0, {"method.loss": "dice"}) for seed in (0, 1)]
+    if of != "an effect":
+        further = [row(plan, "small", "output_only", seed, 40.0) for seed in range(20, 28)]
+    same = [replace(each, data="one") for each in further]
+    find(plan, Known([*rows, *same]))
+    other = [replace(each, data="two") if by == "data" else replace(each, data="one", facts={"scoring": "another"}) for each in further]
+    with pytest.raises(
+        ConfigError, match="must be of the same data" if by == "data" else "must be those with which the rows that are there were scored"
+    ):
+        find(plan, Known([*rows, *other]))
+
+
+def test_differences_that_are_equal_in_the_rows_are_ties() -> None:
+    plan = study(seeds=list(range(8)))
+    differences = [0.1, 0.1, -0.1, 0.1, 0.1, 0.2, 0.1, -0.1]
+    known = filled(plan, lambda cell, arm, seed: round(40.0 + 3.3 * seed + (differences[seed] if arm == "full" else 0.0), 6))
+    (found,) = (each for each in find(plan, known).comparisons if (each.cell, each.arm, each.other) == ("small", "full", "output_only"))
+    assert list(found.differences.values()) == differences
+    assert found.p_wilcoxon == wilcoxon(differences).p
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("val/ece", False), ("corrupted/nll", False), ("time/step_ms", False), ("val/miou", True), ("val/iou/floss", True), ("val/iou/ece", True)],
+)
+def test_the_direction_of_a_metric_is_not_read_from_the_name_of_a_class(metric: str, expected: bool) -> None:
+    assert is_higher_better(metric) is expected
 
 
 def test_rows_that_were_scored_otherwise_are_not_compared() -> None:

@@ -320,6 +320,23 @@ def test_cells_and_seeds_may_be_added(tmp_path: Path) -> None:
         assert len(held.todo()) == 9 * 8 - 1
 
 
+def test_seeds_of_what_was_judged_stay(tmp_path: Path) -> None:
+    plan = study(run=TINY, contrasts=[])
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        for each in held.todo():
+            if each.cell == "large":
+                held.note(each, {"scores": {"val/miou": 40.0}, "epochs": 1}, "data")
+    with (
+        pytest.raises(ConfigError, match=r"cells.1.seeds: must stay .* wins of chance, but for full against output_only in large 2 are added to 8"),
+        Study(plan=study(run=TINY, contrasts=[], seeds=list(range(10))), folder=tmp_path / "s"),
+    ):
+        pass
+    # The other cell is not judged yet.
+    cells = [RAW["cells"][0] | {"seeds": list(range(10))}, RAW["cells"][1]]
+    with Study(plan=study(run=TINY, contrasts=[], cells=cells), folder=tmp_path / "s") as held:
+        assert len(held.todo()) == 10 * 3
+
+
 def test_rows_of_other_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
     plan = study(run=TINY)
     rows = [replace(row(plan, "small", arm, 0, 40.0), data=arm) for arm in ("output_only", "full")]

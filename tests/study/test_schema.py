@@ -86,6 +86,10 @@ def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
             "charts.0.cells: must be of equal epochs",
         ),
         (
+            {"effects": [{"cell": "small", "arm": "full", "key": "optimizer.epochs", "values": [20, 40], "seeds": [0]}]},
+            "effects.0.key: must leave `optimizer.epochs` as it is, which the control of small would not share, but got optimizer.epochs",
+        ),
+        (
             {"cells": [*RAW["cells"], TIME], "effects": [{"cell": "timed", "arm": "full", "key": "method.alpha", "values": [1], "seeds": [0]}]},
             "effects.0.cell: must be a cell of equal epochs",
         ),
