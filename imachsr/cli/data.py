@@ -34,7 +34,7 @@ def check(
     The exit code is 0 when all is well, and 2 when something is wrong.
     """
     from imachsr.data.images import FromFiles
-    from imachsr.data.inspection import inspect_samples, inspect_source, tell_known, tell_shared
+    from imachsr.data.inspection import inspect_samples, inspect_source, tell_absent, tell_known, tell_shared
     from imachsr.data.layout import find_sources
     from imachsr.data.unread import tell_unread
 
@@ -54,6 +54,8 @@ def check(
         for each in splits:
             with Bar(f"loading {each}") as bar:
                 findings[each] = inspect_samples(each, data.load(each, progress=bar.update))
+    if "train" in findings:
+        tell_absent(findings["train"], data.class_names)
     found = [findings[each] for each in splits]
     wrong = sum(sum(each.problems.values()) for each in found)
     if as_json:

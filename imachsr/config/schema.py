@@ -243,7 +243,7 @@ def _keys(model: Any, path: list[str]) -> list[str]:
         model = next((c for c in found if hasattr(c, "model_fields")), next(iter(found), None))
     if is_dataclass(model):
         return [f.name for f in fields(model)]
-    return list(getattr(model, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
 def _classes(annotation: Any) -> list[Any]:

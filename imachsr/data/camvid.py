@@ -52,7 +52,7 @@ class CamVid(FromFiles):
         check_split(split)
         root = Path(self.root).expanduser()
         if not root.is_dir():
-            raise ValueError(f"`data.root` must be CamVid's folder, but {root} is no folder; pass --data PATH/TO/camvid")
+            raise ValueError(f"`data.root` must be CamVid's folder, but {root} is no folder; give data.root=PATH/TO/camvid, or --data")
         if _is_original(root, split):
             coding = Coding(num_classes=self.num_classes, colours=COLOURS)
             return Source(pairs=original_pairs(root, split, self.on_error), coding=coding)

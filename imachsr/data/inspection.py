@@ -123,6 +123,15 @@ def tell_known(data: FromFiles, split: Split, found: Findings) -> None:
         found.notes += official.compare(found.num_pairs, found.sizes)
 
 
+def tell_absent(found: Findings, names: Sequence[str]) -> None:
+    """Note classes of which a split has no pixel: nothing can be learnt of them, and often the labels mean something else."""
+    absent = [name for name, count in zip(names, found.pixels, strict=False) if not count]
+    if not absent or not found.pixels.any():
+        return
+    hint = "; 255 is ignored: in a binary mask the two classes must be 0 and 1" if len(names) == 2 and found.pixels[IGNORE_INDEX] else ""
+    found.notes.append(f"no pixel of {', '.join(absent)}{hint}")
+
+
 def tell_shared(sources: Mapping[Split, Source], findings: Mapping[Split, Findings]) -> None:
     """Count images that are in two splits, be it under other names: what is trained on must not be scored on."""
     seen: dict[str, str] = {}

@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from imachsr.search.paired import ALPHA
+from imachsr.search.space.rules import is_higher_better
 from imachsr.search.verdict import between, number
 from imachsr.study.comparisons import Comparison
 from imachsr.study.findings import Findings
-from imachsr.study.schema import is_higher_better
 
 ABOUT = {
     "val/boundary_iou": "boundary IoU",

@@ -9,6 +9,7 @@ from imachsr.config.load import make_run, merge, nested, resolve
 from imachsr.config.schema import Run
 from imachsr.config.training import Settings
 from imachsr.data.corruptions import CORRUPTIONS, SEVERITIES
+from imachsr.search.space.rules import is_higher_better
 from imachsr.search.space.search import Arm
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)]
@@ -223,8 +224,3 @@ class StudyPlan(Settings):
             for part in nested(layer):
                 raw = merge(raw, part)
         return make_run(raw)
-
-
-def is_higher_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times. A class may be called as it likes."""
-    return "/iou/" in metric or metric.rpartition("/")[2] not in {"ece", "nll", "loss", "step_ms", "wall_s"}

@@ -209,6 +209,18 @@ def test_a_half_test_split_is_refused_by_check_and_prepare(folder: Path, run: Cl
     assert f"folder {folder / 'test/masks'} must exist, but does not" in said
 
 
+def test_classes_without_a_pixel_are_noted(folder: Path, run: Cli) -> None:
+    assert checked(run, folder)[1]["splits"]["train"]["notes"] == []
+    ran = run("data", "check", "folder", folder, "class_names=[road,car,sky,bus,van]")
+    assert "train: note: no pixel of bus, van" in ran.out
+    assert "val: note" not in ran.out
+    for path in folder.glob("*/masks/*.png"):
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)).save(path)
+    ran = run("data", "check", "folder", folder, "class_names=[nothing,road]")
+    assert "train: note: no pixel of road; 255 is ignored: in a binary mask the two classes must be 0 and 1" in ran.out
+
+
 def test_what_is_no_fault_is_noted_and_all_is_well(run: Cli, tmp_path: Path) -> None:
     for index, split in enumerate(("train", "val")):
         write_image(tmp_path / f"set/leftImg8bit/{split}/ulm/ulm_0_leftImg8bit.png", index)

@@ -84,7 +84,7 @@ def test_lists_may_be_absolute(official: Path) -> None:
 
 
 def test_a_missing_root_is_named_with_the_option_that_sets_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"`data.root` must be CamVid's folder, but {tmp_path}/none is no folder; pass --data PATH/TO/camvid"):
+    with pytest.raises(ValueError, match=f"`data.root` must be CamVid's folder, but {tmp_path}/none is no folder; give data.root=PATH/TO/camvid"):
         CamVid(root=str(tmp_path / "none")).load("train")
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from imachsr.config.schema import ConfigError
 from imachsr.search.paired import wilcoxon
+from imachsr.search.space.rules import is_higher_better
 from imachsr.study.comparisons import pairs_of
 from imachsr.study.document import document, table, words
 from imachsr.study.findings import find
@@ -20,7 +21,6 @@ from imachsr.study.pairings import false_rate
 from imachsr.study.plan import scoring_key
 from imachsr.study.plots import plot
 from imachsr.study.rows import DIGITS, Known, read, write
-from imachsr.study.schema import is_higher_better
 from imachsr.tracking.events import finite
 from tests.study.rows import RAW, filled, row, study
 

@@ -1,5 +1,6 @@
 """What is compared, what stops trials, what they may take, and how much is spent."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,11 +16,23 @@ class Metric(Part):
 
     Attributes:
         name: A key of the rows; select/miou, select/accuracy and select/iou/CLASS are percentages, time/step_ms is in milliseconds.
-        mode: max or min, whichever is better.
+        mode: max or min, whichever is better; by itself min for calibration errors, losses and times, else max.
     """
 
     name: str = "select/miou"
     mode: Mode = "max"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and isinstance(name := raw.get("name"), str) and "mode" not in raw:
+            return {**raw, "mode": "max" if is_higher_better(name) else "min"}
+        return raw
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times. A class may be called as it likes."""
+    return "/iou/" in metric or not (metric.startswith("time/") or metric.rpartition("/")[2] in {"ece", "nll", "loss", "step_ms", "wall_s"})
 
 
 class Scheduler(Part):

@@ -77,6 +77,17 @@ def message_of(folder: Path, old: str, new: str, *overrides: str) -> str:
             "select/miuo",
             "search.yaml:23: metric.name: must be a key of every trial's rows, but got 'select/miuo'; nearest: 'select/miou'",
         ),
+        (
+            "{name: select/miou}",
+            "{name: select/ece, mode: max}",
+            "search.yaml:23: metric.mode: must be min for select/ece, but got max; leave it out",
+        ),
+        (
+            "{name: select/miou}",
+            "{name: select/miou}\nalso: [{name: select/ece}, {name: select/miou}]",
+            "search.yaml:24: also: each objective must be there once, but select/miou is twice",
+        ),
+        ("    set:\n      method.loss: dice", "    sets:\n      method.loss: dice", "search.yaml:20: arms.1.sets: is no setting; nearest: 'set'"),
         ("epochs: 6", "epochs: 0", "search.yaml:4: run: optimizer.epochs: `epochs >= 1` must hold, but got 0"),
         ("optimizer: {epochs: 6}", "optimiser: {epochs: 6}", "search.yaml:4: run: optimiser: is no setting"),
         ("lr: 1e-3", "lr: 0", "run.yaml:4: run: optimizer.lr: `lr > 0` must hold, but got 0"),
@@ -85,6 +96,12 @@ def message_of(folder: Path, old: str, new: str, *overrides: str) -> str:
 def test_a_mistake_is_told_with_file_and_line(folder: Path, old: str, new: str, start: str) -> None:
     message = message_of(folder, old, new)
     assert message.startswith(start)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("select/ece", "min"), ("select/loss", "min"), ("time/step_ms", "min"), ("select/accuracy", "max")])
+def test_the_direction_of_an_objective_follows_from_its_name(name: str, mode: str) -> None:
+    search = make_search({"space": {"method.alpha": {"float": [0.1, 1]}}, "metric": {"name": name}})
+    assert search.metric.mode == mode
 
 
 def test_what_the_command_line_gave_is_in_no_line_of_the_file(folder: Path) -> None:
