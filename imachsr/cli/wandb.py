@@ -57,7 +57,7 @@ def sync(folder: Folder, wandb_project: Project = None, as_json: Json = False) -
 
 
 @app.command()
-def workspace(folder: Folder, wandb_project: Project = None) -> None:
+def workspace(folder: Annotated[Path, typer.Argument(help="Result folder of a search.")], wandb_project: Project = None) -> None:
     """Make the dashboard of a search: saved on the server where it can be, else its specification beside the results."""
     from imachsr.report.export import load_confirmation
     from imachsr.report.table import load_summary
