@@ -71,14 +71,13 @@ def test_a_value_is_the_final_epoch_s_and_the_best_trial_is_the_best_at_its_end(
     assert [item.value for item in study.trials] == [40, 30]
 
 
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_a_trial_that_is_worse_at_a_rung_is_stopped_and_told_pruned(tmp_path: Path, mode: str) -> None:
-    sign = 1 if mode == "max" else -1
-    driver = Driver(tmp_path, search_of(metric={"name": "select/miou", "mode": mode}))
-    run_trial(driver, [sign * v for v in (50, 60, 70, 80)])
-    run_trial(driver, [sign * v for v in (40, 99, 99, 99)])
-    run_trial(driver, [sign * v for v in (55, 65, 75, 85)])
-    run_trial(driver, [sign * v for v in (60, 55, 99, 99)])
+@pytest.mark.parametrize(("metric", "sign"), [("select/miou", 1), ("select/loss", -1)])
+def test_a_trial_that_is_worse_at_a_rung_is_stopped_and_told_pruned(tmp_path: Path, metric: str, sign: int) -> None:
+    driver = Driver(tmp_path, search_of(metric={"name": metric}))
+    run_trial(driver, [50, 60, 70, 80])
+    run_trial(driver, [40, 99, 99, 99])
+    run_trial(driver, [55, 65, 75, 85])
+    run_trial(driver, [60, 55, 99, 99])
     summary, _ = driver.close()
     assert [(item["state"], item["epochs"]) for item in summary["trials"]] == [("COMPLETE", 4), ("PRUNED", 1), ("COMPLETE", 4), ("PRUNED", 2)]
     assert summary["best"] == 2

@@ -188,9 +188,9 @@ def test_several_objectives_are_told_at_the_end_and_make_a_front(tmp_path: Path)
     assert [record.values for record in Study(tmp_path, study.search).records()] == [(50, 9), (60, 5), (40, 3), (30, 4), ()]
 
 
-@pytest.mark.parametrize(("mode", "best"), [("max", 7), ("min", 0)])
-def test_the_direction_is_the_metric_s(tmp_path: Path, mode: str, best: int) -> None:
-    run(Study(tmp_path, search_of(metric={"mode": mode})), 8)
+@pytest.mark.parametrize(("metric", "best"), [("select/miou", 7), ("select/loss", 0)])
+def test_the_direction_is_the_metric_s(tmp_path: Path, metric: str, best: int) -> None:
+    run(Study(tmp_path, search_of(metric={"name": metric})), 8)
     assert opened(tmp_path).best_trial.number == best
 
 

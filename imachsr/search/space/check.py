@@ -11,7 +11,7 @@ from imachsr.search.space.chance import draws
 from imachsr.search.space.constraints import MISSING, looked_up
 from imachsr.search.space.knobs import check_conditions, check_knobs, check_wanted, contexts, needed
 from imachsr.search.space.reach import check_sampler, num_sampled
-from imachsr.search.space.rules import Metric, is_higher_better
+from imachsr.search.space.rules import Metric, known_mode
 from imachsr.search.space.search import Search
 
 # Random configurations that break a constraint, one after another, before a space counts as empty.
@@ -43,7 +43,7 @@ def check(search: Search) -> None:
     for where, metric in (("metric", search.metric), *((f"also.{index}", each) for index, each in enumerate(search.also))):
         if search.function is None and not metric.name.startswith(f"{search.score_on}/iou/"):  # the names of the classes are known from the data only
             _check_metric(where, metric.name, search.score_on, [])
-        if search.function is None and metric.mode != (best := "max" if is_higher_better(metric.name) else "min"):
+        if search.function is None and metric.mode != (best := known_mode(metric.name) or metric.mode):
             raise ConfigError(f"{where}.mode: must be {best} for {metric.name}, but got {metric.mode}; leave it out")
     if search.function is None:  # a slip in a choice is blamed itself, not the condition that spells it rightly
         for key, parameter in search.space.items():

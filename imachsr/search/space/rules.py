@@ -30,9 +30,21 @@ class Metric(Part):
         return raw
 
 
+_LESS = {"ece", "nll", "loss", "wall_s", "held_s"}
+_MORE = {"miou", "boundary_iou", "accuracy", "images_per_s"}
+
+
+def known_mode(metric: str) -> Mode | None:
+    """Which way a metric is better; None of one whose name does not tell. A class may be called as it likes."""
+    last = metric.rpartition("/")[2]
+    if "/iou/" in metric or last in _MORE:
+        return "max"
+    return "min" if metric.startswith("time/") or last in _LESS else None
+
+
 def is_higher_better(metric: str) -> bool:
-    """Whether more of a metric is better: not of calibration errors, likelihoods lost, losses and times. A class may be called as it likes."""
-    return "/iou/" in metric or not (metric.startswith("time/") or metric.rpartition("/")[2] in {"ece", "nll", "loss", "step_ms", "wall_s"})
+    """Whether more of a metric is better: of all but calibration errors, likelihoods lost, losses and times."""
+    return known_mode(metric) != "min"
 
 
 class Scheduler(Part):
