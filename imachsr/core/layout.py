@@ -88,7 +88,10 @@ def token_grid_or_none(tokens: int, size: tuple[int, ...]) -> tuple[int, int, in
     if len(size) != 2:
         return None
     height, width = size
-    for strides in ([stride for stride in _USUAL if height % stride == width % stride == 0], _USUAL, range(1, max(size) + 1)):
+    # Rounding and prefix tokens hide the stride by less than a factor of two; this is asked at every step.
+    about = (height * width / max(1, tokens)) ** 0.5
+    near_by = range(max(1, int(about / 2)), int(2 * about) + 2)
+    for strides in ([stride for stride in _USUAL if height % stride == width % stride == 0], _USUAL, near_by):
         for prefix in range(min(MAX_PREFIX, tokens - 4) + 1):
             for stride in strides:
                 for h, w in ((-(-height // stride), -(-width // stride)), (height // stride, width // stride)):

@@ -64,12 +64,14 @@ def check_output_loss(loss: object) -> None:
         raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but got {loss!r}")
     call = loss.forward if isinstance(loss, nn.Module) else loss
     try:
-        inspect.signature(call).bind(None, None, ignore_index=0)
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # built in or compiled, without a signature
+        return
+    try:
+        signature.bind(None, None, ignore_index=0)
     except TypeError as error:
         ways = "take imachsr.CrossEntropy() or torch.nn.functional.cross_entropy, or wrap it in a function"
         raise TypeError(f"`output_loss` must be called (output, labels, ignore_index=...), but {loss!r}: {error}; {ways}") from None
-    except ValueError:  # built in, without a signature
-        return
 
 
 def read_by(loss: AnyOutputLoss, output: Any) -> Any:

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from imachsr.core.labels import TapLabels
 from imachsr.core.layers import Trace
 from imachsr.core.losses.protocol import sample
 from imachsr.core.selection import select
+from imachsr.core.tracing import seed_forward
 from tests.core import nets
 
 
@@ -245,6 +247,19 @@ def test_a_failure_leaves_no_hook_and_the_mode_behind(name: str) -> None:
     with pytest.raises(RuntimeError):
         getattr(calibration(model, [(torch.zeros(2, 5, 32, 32), nets.labels())]), name)(found.layers, 1)
     assert not any(module._forward_hooks or module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(("device", "seeded"), [("cpu", []), ("cuda:1", [("device", torch.device("cuda:1")), ("seed", 7)])])
+def test_a_forward_seeds_the_device_that_it_runs_on_and_no_other(device: str, seeded: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda which: told.append(("device", which)) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: told.append(("seed", seed)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: told.append(("all", seed)))
+    with torch.random.fork_rng(devices=[]):
+        seed_forward(7, torch.device(device))
+        drawn = torch.rand(3)
+        assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert told == seeded
 
 
 def test_a_failed_measurement_leaves_no_hook_while_its_error_is_held() -> None:
