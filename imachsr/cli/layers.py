@@ -1,6 +1,7 @@
 """The commands that look at models, settings and losses without training: layers, settings, audit."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,7 +73,8 @@ def layers(
         "method.standard.placement": placement,
     }
     base = run_to_dict(_base(config)) if config else {}
-    run = make_run(base, {**{key: value for key, value in given.items() if value is not None}, **parse_overrides(overrides or [])})
+    options = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    run = make_run(base, parse_overrides([*(overrides or []), *options]))
     # The user's own data set is not asked: it may read the data.
     pixels: Any = size or getattr(run.data, "size", (96, 128))
     check_size(pixels)

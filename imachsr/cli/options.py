@@ -58,12 +58,25 @@ def result_folder(output: Path | None, name: str, *, resume: bool, foreign: tupl
     from imachsr.config.folder import free
     from imachsr.config.schema import ConfigError
 
-    folder = output or (Path("runs") / name if resume else free(Path("runs") / name))
+    folder = output or (default_folder(name) if resume else free(default_folder(name)))
     if resume and not is_stored and not folder.is_dir():
         raise ConfigError(f"--resume must go with a folder to continue in, but {folder} is none; name it with --output")
     if found := [name for name in foreign if (folder / name).exists()]:
         raise ConfigError(f"{folder} must be a new folder, but holds another kind of result ({found[0]}); give another --output")
     return folder_to_be(folder)
+
+
+def default_folder(name: str) -> Path:
+    """Where results of this name go by themselves.
+
+    Raises:
+        ConfigError: If that would be elsewhere than among the others.
+    """
+    from imachsr.config.schema import ConfigError
+
+    if name in (".", "..") or any(part in name for part in "/\\\0"):
+        raise ConfigError(f"`name` must be a folder's name, where results go to runs/NAME, but got {name!r}; or name a folder with --output")
+    return Path("runs") / name
 
 
 def folder_to_be(path: Path) -> Path:

@@ -26,17 +26,6 @@ SearchOverrides = Annotated[
 ]
 
 
-def _check_prefix(overrides: list[str]) -> None:
-    """The likeliest slip: a setting of a run where one of the search is meant."""
-    from imachsr.config.schema import ConfigError, Run
-    from imachsr.search.space import Search
-
-    for text in overrides:
-        first = text.partition("=")[0].partition(".")[0].strip()
-        if first in Run.model_fields and first not in Search.model_fields:
-            raise ConfigError(f"a setting of the base run must begin with run., as in run.{text}, but got {text!r}")
-
-
 def _with_confirm(given: list[str], path: Path) -> list[str]:
     """What was given, with the defaults of a confirmation unless that or the file says what is to be confirmed."""
     from imachsr.config.load import load_yaml, parse_overrides
@@ -148,7 +137,6 @@ def search(
 
     if as_json and json_lines:
         raise ConfigError("--json and --json-lines must not be given together: one document, or a line for each event")
-    _check_prefix(overrides or [])
     options = [("budget.trials", trials), ("budget.concurrency", concurrency), ("run.data.root", yaml_path(data) if data else None)]
     given = [*(overrides or []), *(f"{key}={value}" for key, value in options if value is not None)]
     join(address)

@@ -11,7 +11,21 @@ import typer
 from imachsr.cli.decoding import decoded
 from imachsr.cli.exit_codes import INTERRUPTED
 from imachsr.cli.kinds import check_kind
-from imachsr.cli.options import PROJECT, WANDB, Address, Json, Project, Wandb, about_data, folder_to_be, join, local, tracking_options, yaml_path
+from imachsr.cli.options import (
+    PROJECT,
+    WANDB,
+    Address,
+    Json,
+    Project,
+    Wandb,
+    about_data,
+    default_folder,
+    folder_to_be,
+    join,
+    local,
+    tracking_options,
+    yaml_path,
+)
 from imachsr.cli.tracking import open_tracker
 from imachsr.console import Style, people, plain, print_json, print_line, style_of
 
@@ -129,9 +143,9 @@ def _default(name: str) -> Path:
     """runs/NAME, or the first with a number behind it that is new or holds this study."""
     from imachsr.study.folder import holds
 
-    path, number = Path("runs") / name, 2
+    path, number = default_folder(name), 2
     while path.exists() and not holds(path, name):
-        path, number = Path("runs") / f"{name}-{number}", number + 1
+        path, number = default_folder(f"{name}-{number}"), number + 1
     return path
 
 

@@ -14,7 +14,22 @@ import typer
 from imachsr.cli.decoding import decoded
 from imachsr.cli.exit_codes import INTERRUPTED
 from imachsr.cli.kinds import check_kind
-from imachsr.cli.options import PROJECT, WANDB, Address, Json, Overrides, Project, Wandb, about_data, again, join, local, result_folder, yaml_path
+from imachsr.cli.options import (
+    PROJECT,
+    WANDB,
+    Address,
+    Json,
+    Overrides,
+    Project,
+    Wandb,
+    about_data,
+    again,
+    default_folder,
+    join,
+    local,
+    result_folder,
+    yaml_path,
+)
 from imachsr.cli.tracking import open_tracker
 from imachsr.console import Bar, people, plain, print_json
 
@@ -126,7 +141,7 @@ def train(
     join(address, has_workers=group != 0)
     folder = result_folder(output, run.name, resume=resume, foreign=("study.sqlite3", "search.yaml", "study.yaml"), is_stored=storage is not None)
     is_default = output is None and not resume
-    folder = context.with_resource(claimed_new(Path("runs") / run.name) if is_default else claimed(folder, is_known=_is_known(folder, run, resume)))
+    folder = context.with_resource(claimed_new(default_folder(run.name)) if is_default else claimed(folder, is_known=_is_known(folder, run, resume)))
     if not resume and (checkpoint.exists(folder) or _reported(folder)):
         raise ConfigError(f"{folder} must be a new folder, but holds a training; give another --output, or continue it with --resume")
     if hasattr(run.data, "root") and run.subset.hold_out is None:

@@ -79,7 +79,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if raw is None:
-        return {}
+        raise ConfigError(f"{path} must hold settings, but is empty; {{}} stands for the defaults")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, but holds {type(raw).__name__}")
     return raw

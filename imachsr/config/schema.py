@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError
 
@@ -176,6 +177,7 @@ class Run(Settings):
         return self.method.alpha == 0 and (self.method.beta == 0 or self.method.entropy is None)
 
 
+_NOTHING = ("none", "off", "no", "false", "nothing")
 _BOUND = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
@@ -219,21 +221,58 @@ def _line(model: type[BaseModel], raw: Any, item: dict[str, Any]) -> str:
             path.append(str(part))
     key, kind, context = ".".join(path), item["type"], item.get("ctx", {})
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        if len(path) == 1 and key in Run.model_fields and "run" in model.model_fields:
+            whole = ".".join([key, *_only_keys(where)])
+            return f"{key}: a setting of the base run must begin with run., as in run.{whole}, but got {whole}"
         return f"{key}: is no setting; {near(path[-1], _keys(model, path[:-1]))}"
     if kind in ("missing", "missing_argument"):
         return f"{key}: must be given, but is missing"
+    types = list(_types(model, path))
+    given = item["input"]["kind"] if isinstance(item["input"], Mapping) and [*item["input"]] == ["kind"] else item["input"]
+    null = "; write null to have none" if str(given).lower() in _NOTHING and type(None) in types else ""
     if kind == "value_error":
-        return f"{key}: {context['error']}"
+        return f"{key}: {context['error']}{null}"
     if kind in _BOUND:
         limit = next(iter(context.values()))
         name = next(part for part in reversed(path) if not part.isdigit())  # of a place in a list, the list's
-        return f"{key}: `{name} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}"
+        return f"{key}: `{name} {_BOUND[kind]} {limit:.10g}` must hold, but got {item['input']!r}{null}"
     if kind in ("tuple_type", "list_type"):
-        return f"{key}: must be a list, such as [{item['input']}], but got {item['input']!r}"
+        lengths = [len(get_args(each)) for each in types if get_origin(each) is tuple and ... not in get_args(each)]
+        such = ", ".join([str(item["input"])] * next(iter(lengths), 1))
+        return f"{key}: must be a list, such as [{such}], but got {item['input']!r}{null}"
     message = item["msg"][0].lower() + item["msg"][1:]
     is_misread = kind == "string_type" and isinstance(item["input"], (bool, int, float))
     hint = f"""; text that YAML reads as {item["input"]!r} must stand in quotes, on a command line as {key}='"..."'""" if is_misread else ""
-    return f"{key}: {message}, but got {item['input']!r}{hint}"
+    return f"{key}: {message}, but got {item['input']!r}{hint}{null}"
+
+
+def _only_keys(tree: Any) -> Iterator[str]:
+    """Keys on the way down, as far as there is one: those of a dotted setting."""
+    while isinstance(tree, Mapping) and len(tree) == 1:
+        key, tree = next(iter(tree.items()))
+        yield str(key)
+
+
+def _types(model: Any, path: list[str]) -> Iterator[Any]:
+    """What a key's value may be, in each class that has it."""
+    names = [part for part in path if not part.isdigit()]  # a place in a list
+    found = [model]
+    for depth, name in enumerate(names, 1):
+        hints = [get_type_hints(each, include_extras=True) for each in found]
+        annotations = [own[field] for own in hints for field in (name, f"{name}_") if field in own]
+        if depth == len(names):
+            yield from (inner for each in annotations for inner in _alternatives(each))
+        found = [each for annotation in annotations for each in _classes(annotation)]
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The members of a union, of unions in it, and of what is annotated."""
+    if get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        yield from (inner for each in get_args(annotation) for inner in _alternatives(each))
+    else:
+        yield annotation
 
 
 def _keys(model: Any, path: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from PIL import Image
 from imachsr.core.types import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
+_LOSSY = ("JPEG", "MPO")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Coding:
         Raises:
             ValueError: If the file is of another make.
         """
+        if image.format in _LOSSY:
+            raise ValueError(f"{path} must keep each pixel's value, but is a JPEG file, which changes them; make the labels again as PNG")
         if self.colours:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise ValueError(f"{path} must hold a colour a pixel, but has mode {image.mode}")

@@ -234,7 +234,9 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return image.copy()
+            copy = image.copy()
+            copy.format = image.format  # which a copy forgets
+            return copy
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} must be a readable image, but: {error}") from error
 

@@ -149,7 +149,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a result folder.
 
     Raises:
-        ConfigError: If it is not there, broken, of another version, or of a single training.
+        ConfigError: If it is not there, broken, of another version, or of a single training or a study.
     """
     path = folder / "summary.json"
     try:
@@ -157,6 +157,8 @@ def load_summary(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "search.yaml").exists():
             raise ConfigError(f"{folder} must hold a search of which a trial has ended, but none has yet; try again later") from None
+        if (folder / "study.yaml").exists():
+            raise ConfigError(f"{folder} must be the --output folder of a search, but holds a study; see {folder / 'study.md'}") from None
         raise ConfigError(f"{folder} must be the --output folder of a search, but has no summary.json") from None
     except OSError as error:
         raise ConfigError(f"{path} must be readable, but: {error.strerror}") from None

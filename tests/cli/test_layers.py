@@ -43,6 +43,12 @@ def test_layers_shows_people_the_same(run: Cli) -> None:
     assert ran.out.splitlines()[-1] == f"3 of {len(lines)} candidates chosen: {', '.join(found['taps'])}"
 
 
+def test_layers_tells_which_holds_of_an_option_and_a_setting(run: Cli) -> None:
+    ran = run("layers", "--standard", "depth", "method.standard=resolution", "--json")
+    assert 'method.standard is given more than once, of which the last holds: method.standard="depth"' in unboxed(ran.err)
+    assert all("depth" in layer["reason"] for layer in json.loads(ran.out)["chosen"])
+
+
 @pytest.mark.parametrize(("args", "size"), [([], [64, 96]), (["--size", 48, 32], [48, 32]), (["data.size=[32,64]"], [32, 64])])
 def test_layers_traces_the_size_of_the_run_unless_told_otherwise(args: list[object], size: list[int], run: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("data: {kind: scenes, size: [64, 96]}\nmethod: {standard: {kind: stage, max_taps: 2}}\n")

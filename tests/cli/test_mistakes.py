@@ -58,7 +58,9 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["train", SCENES, *SMALL, "--workers", "9"], "`optimizer.batch_size` and the number of training samples must be at least 9"),
     (["search", "none.yaml"], "none.yaml must be a readable file"),
     (["search", SCENES], f"must hold a search, but holds one run (data, method, model, optimizer); use: imachsr train {SCENES}"),
-    (["search", QUICK, "optimizer.epochs=2"], "must begin with run., as in run.optimizer.epochs=2"),
+    (["search", QUICK, "optimizer.epochs=2"], "a setting of the base run must begin with run., as in run.optimizer.epochs, but got optimizer.epochs"),
+    (["space", QUICK, "optimizer.epochs=2"], "must begin with run., as in run.optimizer.epochs"),
+    (["study", ROOT / "search_spaces/ablation.yaml", "data.kind=camvid"], "must begin with run., as in run.data.kind"),
     (["search", QUICK, "budgett.trials=2"], "budgett: is no setting; nearest: 'budget'"),
     (["search", QUICK, "--trials", "0"], "`trials >= 1` must hold, but got 0"),
     (["search", QUICK, "--concurrency", "0"], "`concurrency >= 1` must hold, but got 0"),
@@ -76,6 +78,14 @@ MISTAKES: list[tuple[list[object], str]] = [
     (["report", "none"], "none must be the --output folder of a search, but has no summary.json"),
     (["report", "file"], "file must be the --output folder of a search"),
     (["report", "training"], "holds a single training"),
+    (["report", "study"], "study must be the --output folder of a search, but holds a study; see study/study.md"),
+    (["watch", "study"], "holds a study; see study/study.md"),
+    (["train", "empty.yaml"], "empty.yaml must hold settings, but is empty; {} stands for the defaults"),
+    (["study", "empty.yaml"], "empty.yaml must hold settings, but is empty"),
+    (["train", SCENES, "name=../x"], "`name` must be a folder's name, where results go to runs/NAME, but got '../x'; or name a folder with --output"),
+    (["search", QUICK, "name=/tmp/x"], "`name` must be a folder's name"),
+    (["search", QUICK, "name=.."], "`name` must be a folder's name"),
+    (["study", ROOT / "search_spaces/ablation.yaml", "name=a/b"], "`name` must be a folder's name"),
     (["report", "begun"], "none has yet; try again later"),
     (["export", "none"], "none must be the --output folder of a search"),
     (["export", "search", "--trial", "7"], "--trial must be one of 0, 1, but got 7"),
@@ -109,6 +119,9 @@ def folders(tmp_path: Path) -> None:
     make(tmp_path / "unfinished", [trial(0, "FAIL", value=None)], best=None)
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/search.yaml").write_text("name: x\n")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.yaml").write_text("name: x\n")
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
     (tmp_path / "training").mkdir()
     (tmp_path / "training/summary.json").write_text('{"schema": 1, "metrics": {}}')
     (tmp_path / "training/checkpoint.pt").write_bytes(b"x")

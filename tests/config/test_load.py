@@ -158,8 +158,11 @@ def test_a_duplicate_is_told_with_file_and_line(file: Path) -> None:
         load_run(file)
 
 
-def test_an_empty_file_is_the_default_run(file: Path) -> None:
+def test_an_empty_file_may_have_lost_its_settings_but_empty_settings_are_the_defaults(file: Path) -> None:
     file.write_text("# nothing\n")
+    with pytest.raises(ConfigError, match=f"{file} must hold settings, but is empty; {{}} stands for the defaults"):
+        load_run(file)
+    file.write_text("{}\n")
     assert load_run(file) == Run()
 
 
@@ -664,3 +667,23 @@ def test_text_that_yaml_takes_for_a_number_is_told_to_need_quotes() -> None:
     with pytest.raises(ConfigError) as told:
         make_run({"subset": {"hold_out": ["a"]}})
     assert "quotes" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "ending"),
+    [
+        ("optimizer.ema=none", "but got 'none'; write null to have none"),
+        ("optimizer.ema=false", "but got False; write null to have none"),
+        ("method.entropy=none", "nearest: 'channel'; write null to have none"),
+        ("method.grad_ratio=off", "but got 'off'; write null to have none"),
+        # Where null is none of the values, it is not proposed.
+        ("optimizer.epochs=none", "but got 'none'"),
+        ("method.loss=none", "nearest: 'infonce'"),
+        ("data.size=96", "must be a list, such as [96, 96], but got 96"),
+        ("augment.scale=2", "must be a list, such as [2, 2], but got 2"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_one_that_would_do(override: str, ending: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_run({}, parse_overrides([override]))
+    assert str(caught.value).endswith(ending)

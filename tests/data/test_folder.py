@@ -107,6 +107,17 @@ def test_a_palette_gives_indices_not_colours(flat: Path) -> None:
     assert np.array_equal(folder(flat).load("train").labels[0].numpy(), values)
 
 
+def test_masks_that_lost_their_values_are_refused_by_what_they_are(flat: Path) -> None:
+    # Each value is one of the classes, so that nothing else would tell.
+    path = flat / "masks" / "a_01.jpg"
+    Image.fromarray(np.ones((40, 50), np.uint8)).save(path)
+    path.with_suffix(".png").unlink()
+    with pytest.raises(
+        ValueError, match=f"{path} must keep each pixel's value, but is a JPEG file, which changes them; make the labels again as PNG"
+    ):
+        folder(flat).load("train")
+
+
 def test_labels_of_16_bits_are_read_and_not_wrapped(flat: Path) -> None:
     values = mask(3, 1, dtype=np.uint16)
     write_mask(flat / "masks" / "a_00.png", values)
