@@ -38,13 +38,20 @@ def check(study: StudyPlan) -> None:
                 f"effects.{index}.key: must leave `{same}` as it is, which the control of {effect.cell} would not share, but got {effect.key}; "
                 "make it a cell, where it is set for all arms"
             )
+        trained: dict[str, Any] = {}
         for value in effect.values:
             with _blaming(f"effects.{index}"):
-                _check_place(study.run_of(study.cell(effect.cell), effect.arm, 0, {effect.key: value}), runs)
+                _check_place(run := study.run_of(study.cell(effect.cell), effect.arm, 0, {effect.key: value}), runs)
+            if (key := key_of(run)) in trained:
+                raise ConfigError(
+                    f"effects.{index}.values: must each train something else, but {word(trained[key])} and {word(value)} train the same"
+                )
+            trained[key] = value
     for index, chart in enumerate(study.charts):
         _check_chart(study, f"charts.{index}", chart)
     _check_pairs(study)
     _check_metric(study)
+    _check_unused(study)
 
 
 def _check_runs(study: StudyPlan, index: int, cell: Cell, runs: dict[str, Run]) -> None:
@@ -137,6 +144,21 @@ def _check_pairs(study: StudyPlan) -> None:
             raise ConfigError(f"contrasts.{index}: must be without the control {study.control}, with which every arm is compared already")
         if any({one, other} == set(before) for before in study.contrasts[:index]):
             raise ConfigError(f"contrasts.{index}: each pair must be there once, but {one} and {other} are there twice")
+
+
+def _check_unused(study: StudyPlan) -> None:
+    """What runs nowhere or compares nothing would be missed after the last run."""
+    for index, arm in enumerate(study.arms):
+        if not any(arm.name in study.arms_of(cell) for cell in study.cells):
+            raise ConfigError(f"arms.{index}: must run in a cell, but {arm.name} is in the `arms` of none; name it there, or leave it out")
+    for index, (one, other) in enumerate(study.contrasts):
+        if not any({one, other} <= set(study.arms_of(cell)) for cell in study.cells):
+            raise ConfigError(f"contrasts.{index}: must be two arms that run in one cell, but {one} and {other} do so in none")
+    again = study.against_itself
+    used = {effect.cell for effect in study.effects} | ({again.cell} if again is not None else set())
+    for index, cell in enumerate(study.cells):
+        if len(study.arms_of(cell)) == 1 and cell.name not in used:
+            raise ConfigError(f"cells.{index}.arms: must hold an arm to compare with the control, but got {study.control} alone")
 
 
 def _check_keys(study: StudyPlan) -> None:

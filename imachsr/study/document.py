@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from imachsr.search.paired import ALPHA
+from imachsr.search.paired import ALPHA, holm
 from imachsr.search.space.rules import is_higher_better
 from imachsr.search.verdict import between, number
 from imachsr.study.comparisons import Comparison
@@ -203,17 +203,33 @@ def notes(findings: Findings) -> list[str]:
         f"{findings.metric} of the last epoch. A difference is between two runs with the same seed: the same first weights, the same order of data.",
         "p is of the exact sign-flip test, two-sided; p Wilcoxon of the exact signed-rank test. Intervals are of one comparison each, not adjusted.",
     ]
-    for family in findings.families:
-        name = f" {family['name']}" * (len(findings.families) > 1)
-        lines.append(
-            f"Holm's family{name} are {family['comparisons']} comparisons that were not declared beforehand; one that failed or is not complete "
-            f"counts with p = 1. The smallest adjusted p that it allows is {family['smallest']:.2g}"
-            + (": with so few seeds none of them could win, however large its gain." if family["smallest"] >= ALPHA else ".")
-        )
+    lines += _families(findings)
     if findings.primary_smallest is not None and findings.primary_smallest >= ALPHA:
         lines.append(f"The comparison that was declared beforehand could not win: with so few seeds no p is below {findings.primary_smallest:.2g}.")
     if len(findings.machines) > 1:
         lines.append(f"Runs were made on {', '.join(findings.machines)}: the same seed gives the same numbers only on one kind of machine.")
+    return lines
+
+
+def _families(findings: Findings) -> list[str]:
+    """Over what p was adjusted, and what one adjustment over all families would leave of the verdicts."""
+    if not findings.families:
+        return []
+    aside = ", the declared one aside" if any(each.is_primary for each in findings.comparisons) else ""
+    sizes = "; ".join(f"{each['name']} {each['comparisons']}, {each['smallest']:.2g}" for each in findings.families)
+    lines = [
+        f"Holm adjusts p over each family of comparisons by itself{aside}; a comparison that failed or is not complete counts with p = 1. "
+        f"Families, with their number of comparisons and the smallest adjusted p that their seeds allow: {sizes}."
+    ]
+    if hopeless := [each["name"] for each in findings.families if each["smallest"] >= ALPHA]:
+        lines.append(f"With so few seeds none of the comparisons in {', '.join(hopeless)} could win, however large its gain.")
+    others = [each for each in findings.comparisons if not each.is_primary]
+    judged = [each for each in others if each.verdict in ("better", "worse")]
+    if len(findings.families) > 1 and judged:
+        kept = sum(p < ALPHA for p in holm([1.0 if each.p is None else each.p for each in others]))
+        lines.append(
+            f"One adjustment over all {len(others)} comparisons of all families would leave {kept} of the {len(judged)} that are better or worse."
+        )
     return lines
 
 

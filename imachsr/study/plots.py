@@ -1,6 +1,7 @@
 """Pictures of a study's findings."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _differences(findings: Findings) -> Any:
         colour = {"better": _COLOURS[2], "worse": _COLOURS[1]}.get(each.verdict, "#666666")
         axes.plot(list(each.differences.values()), [place] * len(each.differences), "|", color=colour, alpha=0.6, markersize=7)
         if each.interval is not None:
-            axes.plot(each.interval, [place, place], "-", color=colour, linewidth=2)
+            axes.plot(_bounded(each.interval, each.differences.values()), [place, place], "-", color=colour, linewidth=2)
         axes.plot(each.difference, place, "o", color=colour)
     names = [f"{each.cell}: {each.arm} - {each.other}" + (" *" if each.is_primary else "") for each in reversed(shown)]
     axes.set_yticks(range(len(shown)), names)
@@ -59,19 +60,26 @@ def _differences(findings: Findings) -> Any:
     return figure
 
 
+def _bounded(interval: Sequence[float], beside: Iterable[float]) -> list[float]:
+    """An interval without a bound on one side reaches as far as what is drawn beside it; a line to infinity would be drawn nowhere."""
+    finite = [value for value in (*interval, *beside) if math.isfinite(value)]
+    return [min(max(bound, min(finite)), max(finite)) for bound in interval]
+
+
 def _gain(chart: dict[str, Any], metric: str) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     points: Sequence[dict[str, Any]] = chart["points"]
+    gains = [bound for point in points for bound in (point["difference"], *(point["interval"] or ()))]
     for number, arm in enumerate(dict.fromkeys(point["arm"] for point in points)):
         own = sorted((point for point in points if point["arm"] == arm), key=lambda point: point["at"])
         colour, mark = _COLOURS[number % len(_COLOURS)], "osD^vP*"[number % 7]
         axes.plot([point["at"] for point in own], [point["difference"] for point in own], f"-{mark}", color=colour, label=arm)
         for point in own:
             if point["interval"] is not None:
-                axes.plot([point["at"]] * 2, point["interval"], color=colour, alpha=0.5)
+                axes.plot([point["at"]] * 2, _bounded(point["interval"], gains), color=colour, alpha=0.5)
     places = sorted({point["at"] for point in points})
     if places[0] > 0:
         axes.set_xscale("log", base=2)

@@ -19,7 +19,7 @@ from imachsr.study.document import document, table, words
 from imachsr.study.findings import find
 from imachsr.study.pairings import false_rate
 from imachsr.study.plan import scoring_key
-from imachsr.study.plots import plot
+from imachsr.study.plots import _differences, plot
 from imachsr.study.rows import DIGITS, Known, read, write
 from imachsr.tracking.events import finite
 from tests.study.rows import RAW, filled, row, study
@@ -81,7 +81,24 @@ def test_each_family_is_adjusted_by_itself() -> None:
     assert alone.p_holm == alone.p
     others = sorted((each.p, each.p_holm) for each in found.comparisons if each.cell == "small" and not each.is_primary)
     assert others[0][1] == pytest.approx(min(1.0, 2 * (others[0][0] or 1)))
-    assert "Holm's family size are 1 comparisons" in document(found)
+    text = document(found)
+    assert "smallest adjusted p that their seeds allow: all 2, 0.016; size 1, 0.0078." in text
+    ps = sorted(each.p or 1 for each in found.comparisons if not each.is_primary)
+    kept = next((index for index, p in enumerate(ps) if (3 - index) * p >= 0.05), 3)
+    judged = sum(each.verdict == "better" for each in found.comparisons if not each.is_primary)
+    assert f"One adjustment over all 3 comparisons of all families would leave {kept} of the {judged} that are better or worse." in text
+
+
+def test_verdicts_of_many_families_may_not_stand_one_adjustment_over_all() -> None:
+    cells = [
+        {"name": f"c{each}", "set": {"optimizer.lr": 1e-3 * (each + 1)}, "arms": ["output_only", "full"], "family": f"f{each}"} for each in range(7)
+    ]
+    plan = study(cells=cells, arms=[RAW["arms"][0], RAW["arms"][2]], primary=None, contrasts=[])
+    found = find(plan, filled(plan, lambda cell, arm, seed: 40 + 0.1 * seed + (arm == "full") * (1 + 0.01 * seed)))
+    assert {each.verdict for each in found.comparisons} == {"better"}
+    (line,) = [line for line in document(found).splitlines() if "One adjustment" in line]
+    assert "over all 7 comparisons of all families would leave 0 of the 7 that are better or worse; with these seeds it could leave none" in line
+    assert line.endswith("since no adjusted p would be below 0.055.")
 
 
 def test_less_of_an_error_is_better() -> None:
@@ -262,6 +279,20 @@ def test_charts_read_their_place_from_the_runs(tmp_path: Path) -> None:
     first = (tmp_path / drawn[0]).read_bytes()
     plot(found, tmp_path)
     assert (tmp_path / drawn[0]).read_bytes() == first
+
+
+@pytest.mark.parametrize("differences", [[0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, -1]])
+def test_an_interval_without_a_bound_is_drawn_as_far_as_its_pairs(differences: list[float]) -> None:
+    plan = study(cells=[{"name": "n4"}], arms=[RAW["arms"][0], RAW["arms"][2]], primary=None, contrasts=[])
+    found = find(plan, filled(plan, lambda cell, arm, seed: 40.0 + differences[seed] * (arm == "full")))
+    (only,) = found.comparisons
+    assert only.interval is not None
+    assert not all(map(math.isfinite, only.interval))
+    drawn = [line.get_xdata() for line in _differences(found).axes[0].lines]
+    bounds = next([float(x) for x in xs] for xs in drawn if len(xs) == 2 and xs[0] != xs[1])
+    assert all(map(math.isfinite, bounds))
+    assert (max(bounds) == 1) == (differences[-1] > 0)
+    assert (min(bounds) == -1) == (differences[-1] < 0)
 
 
 def test_two_charts_over_one_setting_are_two_pictures(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def test_settings_are_laid_over_each_other_from_the_base_to_the_arm_in_its_cell(
 
 
 def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
-    plan = study(cells=[{"name": "small", "set": {"optimizer.lr": 7e-3}, "arms": ["output_only", "full"], "seeds": [1, 2]}, TIME])
+    arms = [RAW["arms"][0], RAW["arms"][2]]
+    plan = study(
+        arms=arms, contrasts=[], cells=[{"name": "small", "set": {"optimizer.lr": 7e-3}, "arms": ["output_only", "full"], "seeds": [1, 2]}, TIME]
+    )
     timed = plan.cell("timed")
     assert plan.arms_of(timed) == ("output_only", "full")
     assert plan.seeds_of(timed) == (1, 2)
@@ -148,6 +151,31 @@ def test_a_cell_of_equal_time_is_as_the_cell_that_it_names() -> None:
             {"run": CAMVID, "cells": [{"name": "small", "set": {"data.root": "a"}}, {"name": "large", "set": {"data.root": "b"}}]},
             "cells.1: with the arm output_only: data that differ must differ in more than their place, but b and a do not",
         ),
+        (
+            {"effects": [{"cell": "small", "arm": "full", "key": "method.beta", "values": [1, 0.5, 1.0], "seeds": [0]}]},
+            "effects.0.values: must each train something else, but 1 and 1.0 train the same",
+        ),
+        (
+            {"effects": [{"cell": "small", "arm": "output_only", "key": "method.loss", "values": ["dice", "brier"], "seeds": [0]}]},
+            "effects.0.values: must each train something else, but dice and brier train the same",
+        ),
+        (
+            {"cells": [{"name": "small", "arms": ["output_only", "full"]}], "contrasts": []},
+            "arms.1: must run in a cell, but homogeneous is in the `arms` of none",
+        ),
+        (
+            {
+                "cells": [
+                    {"name": name, "set": {"optimizer.lr": lr}, "arms": ["output_only", name]} for name, lr in (("full", 1e-3), ("homogeneous", 2e-3))
+                ],
+                "primary": None,
+            },
+            "contrasts.0: must be two arms that run in one cell, but full and homogeneous do so in none",
+        ),
+        (
+            {"cells": [*RAW["cells"], {"name": "alone", "set": {"optimizer.lr": 2e-3}, "arms": ["output_only"]}]},
+            "cells.2.arms: must hold an arm to compare with the control, but got output_only alone",
+        ),
         ({"sedes": [1]}, "sedes: is no setting; nearest: 'seeds'"),
     ],
 )
@@ -170,6 +198,12 @@ def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
 def test_what_a_row_will_have_can_be_tested(changes: dict[str, Any]) -> None:
     plan = make_study({**RAW, **changes})
     assert make_study(study_to_dict(plan)) == plan
+
+
+def test_a_cell_of_the_control_alone_may_be_what_it_is_compared_with_itself_in() -> None:
+    alone = {"name": "alone", "set": {"optimizer.lr": 2e-3}, "arms": ["output_only"]}
+    again = {"cell": "alone", "seeds": list(range(100, 108))}
+    assert make_study({**RAW, "cells": [*RAW["cells"], alone], "against_itself": again}).cells[2].arms == ("output_only",)
 
 
 def test_mistakes_in_a_file_are_told_with_its_line(tmp_path: Path) -> None:
