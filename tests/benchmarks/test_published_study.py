@@ -14,7 +14,7 @@ from imachsr import IMacHSR
 from imachsr.config.build import build_net
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.data.corruptions import CORRUPTIONS
-from imachsr.search.paired import ALPHA, holm
+from imachsr.search.paired import ALPHA, holm, sign_flip
 from imachsr.study.findings import Findings
 from imachsr.study.load import load_study
 from imachsr.study.plan import wanted
@@ -192,3 +192,35 @@ def test_what_is_said_of_all_cells_of_the_defaults_is_so(findings: Findings) -> 
     everything = [each for each in findings.comparisons if not each.is_primary]
     assert f"Over all {len(everything)} at once nothing would be left" in text
     assert min(holm([1 if each.p is None else each.p for each in everything])) >= ALPHA
+
+
+def test_what_another_machine_does_is_in_the_rows() -> None:
+    def read_rows(path: Path) -> list[dict[str, str]]:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    again = {row["seed"]: row for row in read_rows(ROOT / "benchmarks/camvid_study_same_machine.csv")}
+    published = [row for row in read_rows(ROWS) if not row["setting"]]
+    (key,) = {row["key"] for row in again.values()}
+    before = {row["seed"]: row for row in published if row["key"] == key}
+    arm = {row["seed"]: row for row in published if (row["cell"], row["arm"]) == ("epochs_10_carried", "brier_strong")}
+    assert before.keys() == again.keys() == arm.keys()
+    assert {row["machine"] for row in again.values()} == {row["machine"] for row in arm.values()} != {row["machine"] for row in before.values()}
+
+    def pairs(one: dict[str, dict[str, str]], two: dict[str, dict[str, str]], metric: str = "val/miou") -> list[float]:
+        return [float(one[seed][metric]) - float(two[seed][metric]) for seed in one]
+
+    moved, gain = pairs(again, before), pairs(arm, again)
+    text = " ".join(PAGE.read_text(encoding="utf-8").split("<!--")[0].split())
+    assert (
+        f"{statistics.fmean(moved):.2f} in the mean of the same eight seeds (p {sign_flip(moved).p:.2g}), from {min(moved):.1f} to {max(moved):+.1f}"
+        in text
+    )
+    assert sum(value > 0 for value in gain) == 7
+    assert (
+        f"{statistics.fmean(gain):+.2f} after ten epochs (seven of eight seeds, from {min(gain):.1f} to {max(gain):+.1f}, p {sign_flip(gain).p:.2g})"
+        in text
+    )
+    less = -statistics.fmean(pairs(arm, again, "val/ece")) / statistics.fmean(float(row["val/ece"]) for row in again.values())
+    assert f"an ECE that is {100 * less:.0f} per cent lower" in text
+    assert f"({100 * less:.0f} % beside a control of the same machine)" in (ROOT / "README.md").read_text(encoding="utf-8")
