@@ -34,7 +34,7 @@ def check(
     The exit code is 0 when all is well, and 2 when something is wrong.
     """
     from imachsr.data.images import FromFiles
-    from imachsr.data.inspection import inspect_samples, inspect_source, tell_absent, tell_known, tell_shared
+    from imachsr.data.inspection import inspect_samples, inspect_source, tell_absent, tell_known, tell_shared, tell_unlabelled
     from imachsr.data.layout import find_sources
     from imachsr.data.unread import tell_unread
 
@@ -56,6 +56,8 @@ def check(
                 findings[each] = inspect_samples(each, data.load(each, progress=bar.update))
     if "train" in findings:
         tell_absent(findings["train"], data.class_names)
+    for each in splits:
+        tell_unlabelled(findings[each])
     found = [findings[each] for each in splits]
     wrong = sum(sum(each.problems.values()) for each in found)
     if as_json:
@@ -82,11 +84,15 @@ def prepare(
     from imachsr.data.layout import find_sources
     from imachsr.data.prepare import prepare as store
 
-    cache = None if out is None else out.expanduser().absolute()
-    if cache is not None and (part := next(part for part in (cache, *cache.parents) if part.exists())) and not part.is_dir():
-        raise ConfigError(f"--out must be a folder, but {part} is a file")
     own = [*(settings or []), f"size=[{size[0]},{size[1]}]"]
     data = _spec(name, path, own)
+    named = getattr(data, "cache", None)
+    if out is not None and named is not None:
+        raise ConfigError(f"the folder must be given once, but --out is {out}, and `cache` {named}; leave one of them out")
+    where = out if named is None else Path(named)
+    cache = None if where is None else where.expanduser().absolute()
+    if cache is not None and (part := next(part for part in (cache, *cache.parents) if part.exists())) and not part.is_dir():
+        raise ConfigError(f"{'--out' if named is None else '`cache`'} must be a folder, but {part} is a file")
     if not hasattr(data, "source"):
         raise ConfigError(f"NAME must be a data set that is read from files, but {name} is not")
     if (on_error := getattr(data, "on_error", "raise")) != "raise":
@@ -104,7 +110,7 @@ def prepare(
             one = made[each]
             how = "were there already" if not one.num_decoded else f"{one.num_decoded} decoded now"
             plain.print(f"{each}: {one.num_samples} samples of {size[0]} x {size[1]}, {one.size_bytes / 1e6:.1f} MB, {how}")
-    keys = [f"kind={name}", f"root={yaml_path(Path(path))}", *own, *([f"cache={yaml_path(cache)}"] if cache else [])]
+    keys = [f"kind={name}", f"root={yaml_path(Path(path))}", *own, *([f"cache={yaml_path(cache)}"] if cache and named is None else [])]
     overrides = [f"data.{each.removeprefix('data.')}" for each in keys]
     if as_json:
         splits = {each: {"samples": one.num_samples, "size_bytes": one.size_bytes, "decoded": one.num_decoded} for each, one in made.items()}

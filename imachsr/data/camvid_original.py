@@ -121,7 +121,7 @@ def read_list(listed: Path) -> list[tuple[int, str]]:
         ValueError: If it cannot be read, or holds nothing.
     """
     try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()  # Windows begins files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{listed} must be a readable text file, but: {error}") from None
     found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

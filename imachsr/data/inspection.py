@@ -126,10 +126,24 @@ def tell_known(data: FromFiles, split: Split, found: Findings) -> None:
 def tell_absent(found: Findings, names: Sequence[str]) -> None:
     """Note classes of which a split has no pixel: nothing can be learnt of them, and often the labels mean something else."""
     absent = [name for name, count in zip(names, found.pixels, strict=False) if not count]
-    if not absent or not found.pixels.any():
+    if not absent or not found.pixels[:IGNORE_INDEX].any():
         return
-    hint = "; 255 is ignored: in a binary mask the two classes must be 0 and 1" if len(names) == 2 and found.pixels[IGNORE_INDEX] else ""
-    found.notes.append(f"no pixel of {', '.join(absent)}{hint}")
+    if len(names) == 2 and found.pixels[IGNORE_INDEX]:
+        words = f"no pixel of {absent[0]}, but {found.pixels[IGNORE_INDEX]} of 255, which is ignored"
+        found.tell("one class of two", f"{words}: in a binary mask the two classes must be 0 and 1")
+    else:
+        found.notes.append(f"no pixel of {', '.join(absent)}")
+
+
+def tell_unlabelled(found: Findings) -> None:
+    """Tell of a split without a pixel of any class, which is of no use; of ``test``, whose labels may be kept back, note it."""
+    if not found.pixels[IGNORE_INDEX] or found.pixels[:IGNORE_INDEX].any():
+        return
+    words = "no pixel has a class: all labels are 255, which is ignored"
+    if found.split == "test":
+        found.notes.append(words)
+    else:
+        found.tell("no labels", words)
 
 
 def tell_shared(sources: Mapping[Split, Source], findings: Mapping[Split, Findings]) -> None:

@@ -14,14 +14,14 @@ Pair = tuple[Path, Path]
 def list_images(folder: Path, suffix: str = "") -> dict[str, Path]:
     """Images of a folder whose stems end in ``suffix``, by stem, in name order; numbers count as numbers, so that ``img_2`` is before ``img_10``.
 
-    Folders are no images, whatever their names.
+    Folders are no images, whatever their names, and neither is what is hidden: beside NAME.png macOS leaves a ._NAME.png on foreign disks.
 
     Raises:
         ValueError: If two files have one stem.
     """
     found: dict[str, Path] = {}
     with os.scandir(folder) as entries:  # which knows files from folders without asking the disk about each
-        paths = [folder / entry.name for entry in entries if not entry.is_dir()]
+        paths = [folder / entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
     for path in sorted(paths, key=_natural):
         if path.suffix.lower() in SUFFIXES and path.stem.endswith(suffix):
             if path.stem in found:

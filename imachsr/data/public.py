@@ -156,7 +156,11 @@ def _look_inside(folder: Path, named: Path, wanted: Mapping[Split, int]) -> tupl
 
 
 def _find_root(folder: Path) -> Path | None:
-    for place, names, _ in sorted(os.walk(folder)):
-        if {"train", "trainannot"} <= set(names) or {STILLS, LABELED} <= set(names):
-            return Path(place)
-    return None
+    """The folder with CamVid's folders in it; of several, such as an example beside the whole, the one with the most files to train on."""
+    found: dict[Path, int] = {}
+    for place, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith(".") and name != "__MACOSX")  # what macOS packs beside the files
+        for own in ({"train", "trainannot"}, {STILLS, LABELED}):
+            if own <= set(names):
+                found[Path(place)] = max(found.get(Path(place), 0), min(len(os.listdir(Path(place) / name)) for name in own))
+    return max(found, key=lambda place: found[place], default=None)

@@ -9,6 +9,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from imachsr.core.types import IGNORE_INDEX
+
 Split = Literal["train", "val", "test"]
 OnError = Literal["raise", "skip"]
 Progress = Callable[[int, int], object]
@@ -56,6 +58,21 @@ class Samples:
             for sample in tensor:  # of memory-mapped ones never all at once
                 digest.update(sample.contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+    def check_labelled(self, what: str) -> None:
+        """Refuse samples of which no pixel has a class: nothing can be learnt of them, and no score is a number.
+
+        Args:
+            what: What they are of, such as the name of a split.
+
+        Raises:
+            ValueError: If all labels are 255.
+        """
+        if not any(bool((labels != IGNORE_INDEX).any()) for labels in self.labels):
+            raise ValueError(
+                f"{what} must have a pixel with a class, but all labels of its {len(self)} samples are {IGNORE_INDEX}, which is ignored; "
+                "look at the label files with `imachsr data check`"
+            )
 
     def subset(self, indices: Sequence[int]) -> "Samples":
         """The samples at these indices, in this order."""

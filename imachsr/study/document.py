@@ -227,9 +227,10 @@ def _families(findings: Findings) -> list[str]:
     judged = [each for each in others if each.verdict in ("better", "worse")]
     if len(findings.families) > 1 and judged:
         kept = sum(p < ALPHA for p in holm([1.0 if each.p is None else each.p for each in others]))
-        lines.append(
-            f"One adjustment over all {len(others)} comparisons of all families would leave {kept} of the {len(judged)} that are better or worse."
-        )
+        least = len(others) * min(each["smallest"] / each["comparisons"] for each in findings.families)
+        unable = f"; with these seeds it could leave none, since no adjusted p would be below {min(1.0, least):.2g}" * (least >= ALPHA)
+        told = f"{kept} of the {len(judged)} that are better or worse{unable}"
+        lines.append(f"One adjustment over all {len(others)} comparisons of all families would leave {told}.")
     return lines
 
 

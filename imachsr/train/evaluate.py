@@ -101,6 +101,7 @@ def evaluate(
     names: Sequence[str] = run.data.class_names
     if tuple(names) != tuple(before.data.class_names) or run.data.num_classes != state["num_classes"]:
         model, samples, names = _common(model, samples, before.data.class_names, names)
+    samples.check_labelled(split)
     if any(key.partition(".")[0] == "output_loss" for key in dotted):
         if corrupted is not None:
             raise ConfigError("output_loss must be left out, since spoilt images are scored without a loss")

@@ -102,6 +102,8 @@ def train(
     forget_peak(placement)
     cut = (selection or Selection()) if evaluate_on == "select" else None
     samples, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"), selection=cut)
+    for name, part in (("what is trained on", samples), ("what is scored on", held_out)):
+        part.check_labelled(name)
     training = _build(run, samples, placement, steps=len(samples) // batch_size(run, len(samples), world))
     training.began_at = started
     on_built(training)

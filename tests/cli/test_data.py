@@ -1,6 +1,8 @@
 """The data commands as a user meets them: what is right, every kind of mistake, and a training on what was prepared."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,16 @@ def test_what_is_prepared_is_what_a_training_uses(folder: Path, run: Cli, tmp_pa
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ahead").iterdir()} == kept
 
 
+def test_the_folder_of_what_is_prepared_may_be_given_as_the_setting(folder: Path, run: Cli, tmp_path: Path) -> None:
+    command = ("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "48")
+    told = json.loads(run(*command, f"cache={tmp_path / 'kept'}", "--json").out)
+    assert told["folder"] == str(tmp_path / "kept")
+    assert told["settings"].count(f"data.cache={tmp_path / 'kept'}") == 1
+    assert sum("cache" in each for each in told["settings"]) == 1
+    assert [each["decoded"] for each in json.loads(run(*command, "--out", tmp_path / "kept", "--json").out)["splits"].values()] == [0, 0]
+    assert "the folder must be given once" in one_error(run(*command, f"cache={tmp_path / 'kept'}", "--out", "other"))
+
+
 def test_camvid_is_fetched_and_leads_to_the_check(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving(Site(packed("x/CamVid/train/a.png", "x/CamVid/trainannot/a.png")), "camvid.zip") as site:
@@ -218,13 +230,30 @@ def test_classes_without_a_pixel_are_noted(folder: Path, run: Cli) -> None:
         labels = np.asarray(Image.open(path))
         Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)).save(path)
     ran = run("data", "check", "folder", folder, "class_names=[nothing,road]")
-    assert "train: note: no pixel of road; 255 is ignored: in a binary mask the two classes must be 0 and 1" in ran.out
+    assert ran.code == 2
+    rule = "which is ignored: in a binary mask the two classes must be 0 and 1"
+    assert re.search(rf"train: one class of two: 1\n  no pixel of road, but \d+ of 255, {rule}", ran.out)
+
+
+def test_a_split_without_a_labelled_pixel_is_refused_but_for_a_test_split(folder: Path, run: Cli) -> None:
+    shutil.copytree(folder / "val", folder / "test")
+    for split in ("val", "test"):
+        for path in folder.glob(f"{split}/masks/*.png"):
+            Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
+    ran = run("data", "check", "folder", folder, *FOLDER)
+    assert ran.code == 2
+    assert "val: no labels: 1\n  no pixel has a class: all labels are 255, which is ignored" in ran.out
+    assert "test: note: no pixel has a class: all labels are 255, which is ignored" in ran.out
+    settings = ["data.kind=folder", f"data.root={folder}", *(f"data.{each}" for each in FOLDER), "data.size=[32,48]", "data.on_error=raise"]
+    short = ["optimizer.epochs=1", "optimizer.batch_size=4", "--wandb", "disabled", "--output", "out"]
+    said = one_error(run("train", ROOT / "launch/camvid.yaml", *settings, *short))
+    assert "what is scored on must have a pixel with a class, but all labels of its 2 samples are 255" in said
 
 
 def test_what_is_no_fault_is_noted_and_all_is_well(run: Cli, tmp_path: Path) -> None:
     for index, split in enumerate(("train", "val")):
         write_image(tmp_path / f"set/leftImg8bit/{split}/ulm/ulm_0_leftImg8bit.png", index)
-        write_mask(tmp_path / f"set/gtFine/{split}/ulm/ulm_0_gtFine_labelIds.png", mask(3))
+        write_mask(tmp_path / f"set/gtFine/{split}/ulm/ulm_0_gtFine_labelIds.png", mask(3) + 7)  # road, sidewalk and, ignored, parking
     write_image(tmp_path / "set/leftImg8bit/train_extra/bonn/bonn_0_leftImg8bit.png", 9)
     ran = run("data", "check", "cityscapes", tmp_path / "set")
     assert ran.code == 0

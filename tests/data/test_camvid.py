@@ -121,6 +121,14 @@ def test_a_wrong_list_is_named_with_its_line(official: Path, text: str, message:
         CamVid(root=str(root), size=SIZE).load("val")
 
 
+def test_a_list_that_windows_wrote_is_read(official: Path) -> None:
+    root = with_lists(official)
+    lines = (root / "val.txt").read_text().splitlines()
+    expected = CamVid(root=str(root), size=SIZE).load("val").names
+    (root / "val.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert CamVid(root=str(root), size=SIZE).load("val").names == expected
+
+
 def test_a_list_that_is_no_text_is_named(official: Path) -> None:
     root = with_lists(official)
     (root / "val.txt").write_bytes(b"frames/\xff\xfe.png labels/x.png")

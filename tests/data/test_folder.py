@@ -204,6 +204,8 @@ def test_two_images_of_one_stem_are_refused(flat: Path) -> None:
 def test_files_that_are_no_images_are_passed_over(flat: Path) -> None:
     (flat / "images" / "notes.txt").write_text("x")
     (flat / "masks" / "Thumbs.db").write_bytes(b"x")
+    for part in ("images", "masks"):  # what macOS leaves beside every file of a foreign disk
+        (flat / part / "._a_02.png").write_bytes(b"Mac OS X")
     assert len(folder(flat).load("train")) == 8
 
 
