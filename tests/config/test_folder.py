@@ -152,11 +152,12 @@ def test_a_name_that_leads_nowhere_is_taken(tmp_path: Path) -> None:
 
 def test_a_child_does_not_hold_the_folder_of_a_parent_that_was_killed(tmp_path: Path) -> None:
     """As the loaders of batches, which live on for some seconds."""
-    code = HOLD.replace("print(", "import os\nif os.fork() == 0:\n    time.sleep(600)\nprint(")
+    child = "import os\nif os.fork() == 0:\n    os.write(1, b'forked\\n')\n    time.sleep(600)\nprint("
+    code = HOLD.replace("print(", child)
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+        assert {holder.stdout.readline(), holder.stdout.readline()} == {"held\n", "forked\n"}  # the child runs, too
         with pytest.raises(ConfigError, match="must not be in use"):
             lock(tmp_path)
         holder.kill()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,17 +167,20 @@ def test_notices_are_asked_for_every_few_seconds_only() -> None:
     assert asked == []  # six steps of milliseconds
 
 
-def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
+def test_checkpoints_come_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
+    seconds = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: seconds, perf_counter=time.perf_counter)  # however long a step takes here
+    monkeypatch.setattr("imachsr.train.epochs.time", clock)
 
     def slow(step: int, steps: int) -> None:
+        nonlocal seconds
         seen.append(steps_on_disk(tmp_path))
-        time.sleep(0.3 if step in (2, 5) else 0.0)
+        seconds += 15.0 if step in (2, 5) else 2.0
 
-    run = toy_run(data__kwargs={"count": 28}, optimizer__epochs=1, recovery__checkpoint_minutes=0.25 / 60)
+    run = toy_run(data__kwargs={"count": 28}, optimizer__epochs=1, recovery__checkpoint_minutes=0.25)
     train(run, output=tmp_path, on_step=slow)
-    assert seen[:3] == [0, 0, 2]
-    assert seen[5] == 5
+    assert seen == [0, 0, 2, 2, 2, 5, 5]
 
 
 def test_each_step_is_told_with_the_number_of_all() -> None:
