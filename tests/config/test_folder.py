@@ -15,7 +15,7 @@ from imachsr.files import LOCK
 
 HOLD = (
     "import pathlib, sys, time\nfrom imachsr.config.folder import lock\nheld = lock(pathlib.Path(sys.argv[1]))\n"
-    "print('held', flush=True)\ntime.sleep(600)"
+    "sys.stdout.write('held\\n')\nsys.stdout.flush()\ntime.sleep(600)"
 )
 
 
@@ -152,8 +152,8 @@ def test_a_name_that_leads_nowhere_is_taken(tmp_path: Path) -> None:
 
 def test_a_child_does_not_hold_the_folder_of_a_parent_that_was_killed(tmp_path: Path) -> None:
     """As the loaders of batches, which live on for some seconds."""
-    child = "import os\nif os.fork() == 0:\n    os.write(1, b'forked\\n')\n    time.sleep(600)\nprint("
-    code = HOLD.replace("print(", child)
+    child = "import os\nif os.fork() == 0:\n    os.write(1, b'forked\\n')\n    time.sleep(600)\nsys.stdout.write("
+    code = HOLD.replace("sys.stdout.write(", child)
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert holder.stdout is not None
