@@ -17,7 +17,7 @@ from torch import Tensor
 
 from imachsr.files import write_atomic, write_text
 
-VERSION = 2  # of the decoding; arrays of another are left alone
+VERSION = 3  # of the decoding; arrays of another are left alone
 
 
 def cache_folder(cache: str | None) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.camvid_original import CLASSES, COLOURS, COUNTS, LABELED, STILLS, original_pairs, read_list
+from imachsr.data.camvid_original import CLASSES, COLOURS, COUNTS, LABELED, MOST_STRANGE, PARTS, STILLS, original_pairs, read_list
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
 from imachsr.data.official import Official
@@ -23,7 +23,8 @@ class CamVid(FromFiles):
     a pair of paths a line. Label 11 (void) is ignored.
 
     The authors' 701 frames: ``701_StillsRaw_full/NAME.png`` with ``LabeledApproved_full/NAME_L.png``, whose 32 colours become the 11 classes by
-    :data:`imachsr.data.camvid_original.GROUPS`; split by ``train.txt`` and so on where they are there, with a frame's name a line, else by
+    :data:`imachsr.data.camvid_original.GROUPS`; up to a thousandth of a file's pixels may have another colour: they are ignored, with a warning when
+    they are decoded. Split by ``train.txt`` and so on where they are there, with a frame's name a line, else by
     :func:`imachsr.data.camvid_original.split_of`.
 
     Args:
@@ -47,6 +48,11 @@ class CamVid(FromFiles):
     def class_names(self) -> tuple[str, ...]:
         return CLASSES
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """What its classes hold that other data sets tell apart."""
+        return PARTS
+
     def source(self, split: Split) -> Source:
         """The files of a split; raises as :meth:`load`, but opens no image."""
         check_split(split)
@@ -54,7 +60,7 @@ class CamVid(FromFiles):
         if not root.is_dir():
             raise ValueError(f"`data.root` must be CamVid's folder, but {root} is no folder; give data.root=PATH/TO/camvid, or --data")
         if _is_original(root, split):
-            coding = Coding(num_classes=self.num_classes, colours=COLOURS)
+            coding = Coding(num_classes=self.num_classes, colours=COLOURS, most_strange=MOST_STRANGE)
             return Source(pairs=original_pairs(root, split, self.on_error), coding=coding)
         return Source(pairs=self._pairs(root, split), coding=Coding(num_classes=self.num_classes, replace=((VOID, IGNORE_INDEX),)))
 
@@ -77,6 +83,11 @@ class CamVid(FromFiles):
                 if (first := lines.setdefault(name, number)) != number:
                     words.append(f"{listed}:{number} must name what no other line names, but {name} is in line {first} too")
         return words
+
+    def passed_over(self, split: Split) -> list[str]:
+        root = Path(self.root).expanduser()
+        is_listed = (root / f"{split}.txt").is_file() and (root / split).is_dir()
+        return [f"{root / split}.txt is not read, since {root / split}/ is there: all of its images are of {split}"] if is_listed else []
 
     def official(self, split: Split) -> Official:
         """The usual split, in SegNet's size or the authors'."""

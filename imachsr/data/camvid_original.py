@@ -45,11 +45,23 @@ MathWorks' semantic segmentation example, "following the original SegNet trainin
 table, so that single pixels of their files may differ."""
 
 CLASSES = tuple(GROUPS)
+PARTS = {
+    "building": ("wall", "bridge", "tunnel"),
+    "road": ("lane marking",),
+    "pavement": ("parking",),
+    "sign": ("traffic light",),
+    "car": ("truck", "bus", "train"),
+    "bicyclist": ("bicycle", "motorcycle"),
+}
+"""What the 11 classes hold that other street data have as classes of their own."""
 COLOURS = (
     *((colour, index) for index, group in enumerate(GROUPS.values()) for colour in group.values()),
     ((0, 0, 0), IGNORE_INDEX),  # Void
 )
 
+
+MOST_STRANGE = 0.001
+"""Labels are painted by hand: stray pixels of no colour of the table, which a user cannot mend, are ignored, as most that read these files do."""
 
 COUNTS: dict[Split, int] = {"train": 367, "val": 101, "test": 233}
 """Frames of each split in which most results are reported."""
@@ -124,7 +136,8 @@ def read_list(listed: Path) -> list[tuple[int, str]]:
         lines = listed.read_text(encoding="utf-8-sig").splitlines()  # Windows begins files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{listed} must be a readable text file, but: {error}") from None
-    found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    # Backslashes as Windows writes them.
+    found = [(number, line.replace("\\", "/")) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ValueError(f"{listed} must name at least one image and label, but names none")
     return found

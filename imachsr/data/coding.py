@@ -1,16 +1,26 @@
 """How a label file says the class of each pixel: by an index, by one channel, or by a colour."""
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from imachsr.core.types import IGNORE_INDEX
 
 Colour = tuple[int, int, int]
 _LOSSY = ("JPEG", "MPO")
+_TURNS: dict[int | None, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +33,7 @@ class Coding:
         is_closed: Whether only the values in ``replace`` are known; else a value that is not in it is a class by itself.
         channel: The channel that holds the value, of files with several; 16-bit ones are read whole.
         colours: Pairs of a colour (R, G, B) and its class, or 255; the only ones that are known.
+        most_strange: The largest share of a file's pixels that may have a colour that is not known; they are ignored (255).
     """
 
     num_classes: int
@@ -30,6 +41,7 @@ class Coding:
     is_closed: bool = False
     channel: int | None = None
     colours: tuple[tuple[Colour, int], ...] = ()
+    most_strange: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -46,8 +58,8 @@ class Coding:
         Raises:
             ValueError: If the file is of another make.
         """
-        if image.format in _LOSSY:
-            raise ValueError(f"{path} must keep each pixel's value, but is a JPEG file, which changes them; make the labels again as PNG")
+        if image.format in _LOSSY or image.info.get("compression") == "jpeg":
+            raise ValueError(f"{path} must keep each pixel's value, but is compressed as JPEG, which changes them; make the labels again as PNG")
         if self.colours:
             if image.mode not in ("RGB", "RGBA", "P"):
                 raise ValueError(f"{path} must hold a colour a pixel, but has mode {image.mode}")
@@ -58,15 +70,16 @@ class Coding:
             raw = _wide(path, image, raw)[..., self.channel]
         if raw.ndim != 2 or raw.dtype.kind == "f":
             raise ValueError(f"{path} must hold one class index a pixel (grey or palette), but has mode {image.mode}")
-        return raw.astype(np.int64)
+        return raw.astype(np.int64) // _scale(path, image)
 
     def classes(self, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The class of each pixel, and where it is unknown; both ``[H, W]``."""
+        """The class of each pixel, 255 where a colour is unknown, and where it is unknown; both ``[H, W]``."""
         known = [(red << 16 | green << 8 | blue, new) for (red, green, blue), new in self.colours] or list(self.replace)
         if self.is_closed or self.colours:
             stored, new = (np.array(part, np.int64) for part in zip(*sorted(known), strict=True))
             place = np.searchsorted(stored, values).clip(max=len(stored) - 1)
-            return new[place], stored[place] != values
+            wrong = stored[place] != values
+            return np.where(wrong, IGNORE_INDEX, new[place]), wrong
         labels = values.copy()
         for value, replaced in known:
             labels[values == value] = replaced
@@ -86,15 +99,33 @@ class Coding:
         return f"in 0..{self.num_classes - 1} or {IGNORE_INDEX} (ignored)"
 
     def check(self, path: Path, image: Image.Image, values: NDArray[np.int64], wrong: NDArray[np.bool_]) -> None:
-        """Raise ValueError for the first unknown pixel, with how many there are."""
-        if not wrong.any():
+        """Raise ValueError for the first unknown pixel, with how many there are, unless they are few enough to be ignored."""
+        if wrong.sum() <= self.most_strange * wrong.size:
             return
         y, x = np.argwhere(wrong)[0]
         palette = "; the file has a palette, whose indices count and not its colours" if image.mode == "P" and not self.colours else ""
+        few = f"; up to {self.most_strange:.1%} of a file would be ignored" if self.most_strange else ""
         raise ValueError(
             f"labels of {path} must be {self.rule}, but got {self.shown(int(values[y, x]))} at (y, x) = ({y}, {x}), "
-            f"and {int(wrong.sum())} such pixels in all{palette}"
+            f"and {int(wrong.sum())} such pixels in all{palette}{few}"
         )
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """A copy of an image as viewers, and tools that labels are painted with, show it: by its EXIF orientation."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # of a broken note beside whole pixels
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def _scale(path: Path, image: Image.Image) -> int:
+    """What Pillow multiplies stored values by, for grey of less than eight bits to fill the range from black to white."""
+    if image.format != "PNG" or image.mode != "L":
+        return 1
+    with Image.open(path) as file:
+        return {"L;2": 255 // 3, "L;4": 255 // 15}.get(str(file.tile[0].args), 1)
 
 
 def _wide(path: Path, image: Image.Image, eight: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -102,6 +133,8 @@ def _wide(path: Path, image: Image.Image, eight: NDArray[np.uint8]) -> NDArray[n
     with Image.open(path) as file:
         if not all(isinstance(tile.args, str) and tile.args.endswith(";16B") for tile in file.tile):
             return eight.astype(np.int64)
+        if any(str(tile.args).startswith("LA") for tile in file.tile):
+            raise ValueError(f"{path} must have three channels, or one, but has grey and alpha")
         # Read as if the order of the bytes were the other, the lower eight are kept.
         file.tile = [tile._replace(args=str(tile.args).removesuffix("B") + "L") for tile in file.tile]
-        return np.asarray(image, np.int64) << 8 | np.asarray(file, np.int64)
+        return np.asarray(image, np.int64) << 8 | np.asarray(turned(file), np.int64)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
 from imachsr.data.images import FromFiles, Source
-from imachsr.data.pairing import Pair, pair_folders
+from imachsr.data.pairing import Pair, list_images, pair_folders
 from imachsr.data.samples import NoSplitError, OnError, Split, check_split
 
 
@@ -68,16 +68,33 @@ class Folder(FromFiles):
             raise ValueError(f"`data.root` must be the data set's folder, but {root} is no folder")
         for images, masks in _layouts(root, split):
             if images.is_dir():
-                return pair_folders(images, masks, label_suffix=self.mask_suffix, on_error=self.on_error)
+                return self._paired(images, masks)
         if split == "test" or not _is_flat(root):
             parts = (root / split, root / "images" / split, root / "masks" / split)
             error = ValueError if any(part.exists() for part in parts) else NoSplitError
             raise error(f"{root} must hold {split}/images and {split}/masks, images/{split} and masks/{split}, or (train and val) images and masks")
-        pairs = pair_folders(root / "images", root / "masks", label_suffix=self.mask_suffix, on_error=self.on_error)
+        pairs = self._paired(root / "images", root / "masks")
         if len(pairs) < 2:
             raise ValueError(f"{root / 'images'} must hold at least 2 images, to train and to validate on, but holds {len(pairs)}")
         cut = len(pairs) - max(1, len(pairs) // 5)
         return pairs[:cut] if split == "train" else pairs[cut:]
+
+    def _paired(self, images: Path, masks: Path) -> list[Pair]:
+        try:
+            return pair_folders(images, masks, label_suffix=self.mask_suffix, on_error=self.on_error)
+        except ValueError as error:
+            raise ValueError(f"{error}{_suffix_hint(images, masks)}") from None
+
+
+def _suffix_hint(images: Path, masks: Path) -> str:
+    """What all masks may have behind the names of their images, for a message."""
+    if not masks.is_dir():
+        return ""
+    stems, found = list(list_images(images)), list(list_images(masks))
+    suffixes = {mask.removeprefix(stem) for stem, mask in zip(stems, found, strict=False) if mask.startswith(stem)}
+    suffix = suffixes.pop() if len(suffixes) == 1 else ""
+    fits = suffix and {f"{stem}{suffix}" for stem in stems} == set(found)
+    return f"; with data.mask_suffix={suffix} all have one" if fits else ""
 
 
 def _layouts(root: Path, split: str) -> tuple[Pair, ...]:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from imachsr.data.cache import Entry, cache_folder
-from imachsr.data.coding import Coding
+from imachsr.data.coding import Coding, turned
 from imachsr.data.official import Official
 from imachsr.data.pairing import Pair
 from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, untold
@@ -78,6 +79,10 @@ class FromFiles(ABC):
 
     def repeated(self, split: Split) -> list[str]:
         """What a list names more than once, in words."""
+        return []
+
+    def passed_over(self, split: Split) -> list[str]:
+        """What is there for this split and is not read, though it is in other layouts, in words."""
         return []
 
     def official(self, split: Split) -> Official | None:
@@ -168,9 +173,11 @@ def _decode(
     images = np.empty((len(pairs), 3, *size), np.uint8)
     labels = np.empty((len(pairs), *size), np.uint8)
 
+    strange = np.zeros(len(pairs), np.int64)
+
     def decode(index: int) -> str | None:
         try:
-            images[index], labels[index] = decode_pair(pairs[index], size, coding)
+            images[index], labels[index], strange[index] = decode_pair(pairs[index], size, coding)
         except ValueError as error:
             if on_error == "raise":
                 raise
@@ -187,14 +194,29 @@ def _decode(
             progress(index + 1, len(pairs))
     finally:
         pool.shutdown(cancel_futures=True)  # after the first error
+    tell_strange(pairs, strange)
     if skipped:
         good = np.array([index not in skipped for index in range(len(pairs))])
         images, labels = images[good], labels[good]
     return images, labels, skipped
 
 
-def decode_pair(pair: Pair, size: tuple[int, int], coding: Coding) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image ``[3, H, W]`` and its labels ``[H, W]``.
+class Decoded(NamedTuple):
+    """A pair of files.
+
+    Attributes:
+        image: ``[3, H, W]``.
+        labels: ``[H, W]``.
+        strange: Pixels of the label file that are ignored since their colour is not known.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    strange: int
+
+
+def decode_pair(pair: Pair, size: tuple[int, int], coding: Coding) -> Decoded:
+    """An image and its labels at (H, W).
 
     Raises:
         ValueError: If one of the files cannot be used; names it.
@@ -202,14 +224,30 @@ def decode_pair(pair: Pair, size: tuple[int, int], coding: Coding) -> tuple[NDAr
     image, label = pair
     picture, classes = open_image(image), open_image(label)
     check_sizes(pair, picture, classes)
-    return _decode_image(image, picture, size), _decode_labels(label, classes, size, coding)
+    return Decoded(_decode_image(image, picture, size), *_decode_labels(label, classes, size, coding))
+
+
+def tell_strange(pairs: Sequence[Pair], strange: Sequence[int] | NDArray[np.int64]) -> None:
+    """Warn of pixels that are ignored since their colour is not known.
+
+    Args:
+        pairs: Image and label file.
+        strange: Such pixels of each.
+    """
+    if some := [label for (_, label), count in zip(pairs, strange, strict=True) if count]:
+        words = f"{sum(strange)} pixels of {len(some)} label files have a colour that is not in the table, and are ignored"
+        warnings.warn(f"{words}; the first file: {some[0]}", stacklevel=5)
 
 
 def check_sizes(pair: Pair, picture: Image.Image, classes: Image.Image) -> None:
     """Raise ValueError for a label file that has not its image's size."""
     if picture.size != classes.size:
         (width, height), (right, down) = picture.size, classes.size
-        raise ValueError(f"{pair[1]} must have the {height} x {width} pixels of {pair[0]}, but has {down} x {right}")
+        with Image.open(pair[0]) as stored:
+            why = (
+                "; the image is turned by its EXIF orientation: take that off if the labels were made without" if stored.size != picture.size else ""
+            )
+        raise ValueError(f"{pair[1]} must have the {height} x {width} pixels of {pair[0]}, but has {down} x {right}{why}")
 
 
 def _check_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
@@ -224,7 +262,7 @@ def _tell_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """A decoded image file.
+    """A decoded image file, turned as its EXIF orientation says.
 
     Raises:
         ValueError: If there is none, or it is broken.
@@ -234,10 +272,14 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            copy = image.copy()
-            copy.format = image.format  # which a copy forgets
-            return copy
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            upright = turned(image)
+            upright.format = image.format  # which a copy forgets
+            return upright
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"{path} must have at most {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} million pixels, but has more; cut it into tiles"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} must be a readable image, but: {error}") from error
 
 
@@ -252,8 +294,8 @@ def _decode_image(path: Path, image: Image.Image, size: tuple[int, int]) -> NDAr
     return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR), np.uint8).transpose(2, 0, 1)
 
 
-def _decode_labels(path: Path, image: Image.Image, size: tuple[int, int], coding: Coding) -> NDArray[np.uint8]:
+def _decode_labels(path: Path, image: Image.Image, size: tuple[int, int], coding: Coding) -> tuple[NDArray[np.uint8], int]:
     values = coding.values(path, image)
     labels, wrong = coding.classes(values)
     coding.check(path, image, values, wrong)
-    return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize((size[1], size[0]), Image.Resampling.NEAREST)), int(wrong.sum())

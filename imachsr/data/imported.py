@@ -6,13 +6,16 @@ from numbers import Integral
 from typing import Any, Literal
 
 from imachsr.core.types import IGNORE_INDEX
+from imachsr.data.classes import Parts, parts_of
 from imachsr.data.samples import Dataset, NoSplitError, Progress, Samples, Split, check_split, untold
 from imachsr.importing import blaming, call_object
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A factory that gives an object with ``num_classes``, ``class_names`` and ``load(split) -> Samples``.
+    """A factory that gives an object with ``num_classes``, ``class_names`` and ``load(split) -> Samples``, and perhaps ``parts``.
+
+    ``parts``: what some of its classes hold that other data sets tell apart, such as ``{"car": ("truck", "bus")}``, for scores across data sets.
 
     In YAML: ``import: package.module:factory`` with the factory's arguments beside it.
 
@@ -41,6 +44,10 @@ class Imported:
             raise ValueError(
                 f"`class_names` of {self.path!r} must be `num_classes` (2 to {IGNORE_INDEX}) different names, but got {count} and {names}"
             )
+        with blaming(f"parts of {self.path!r}", self.path):
+            parts = {name: list(some) for name, some in dict(parts_of(made)).items()}
+        if unknown := [name for name in parts if name not in names]:
+            raise ValueError(f"`parts` of {self.path!r} must be of its classes ({', '.join(names)}), but got {unknown[0]!r}")
         dataset: Dataset = made
         return dataset
 
@@ -51,6 +58,10 @@ class Imported:
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self._made.class_names)
+
+    @property
+    def parts(self) -> Parts:
+        return parts_of(self._made)
 
     def load(self, split: Split, *, progress: Progress = untold) -> Samples:
         """The split as the user's object gives it.

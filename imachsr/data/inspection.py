@@ -116,9 +116,10 @@ def inspect_samples(split: str, samples: Samples) -> Findings:
 
 
 def tell_known(data: FromFiles, split: Split, found: Findings) -> None:
-    """Tell what its lists name twice, and note what differs from what is published."""
+    """Tell what its lists name twice, and note what is passed over and what differs from what is published."""
     for words in data.repeated(split):
         found.tell("listed twice", words)
+    found.notes += data.passed_over(split)
     if (official := data.official(split)) is not None:
         found.notes += official.compare(found.num_pairs, found.sizes)
 
@@ -217,6 +218,10 @@ def look_at(pair: Pair, coding: Coding) -> Look:
         coding.check(label, classes, values, wrong)
     except ValueError as error:
         problems.append(("unknown label value", str(error)))
+    else:
+        if wrong.any():
+            traits.append("label has pixels of an unknown colour, few enough to be ignored")
+            wrong = np.zeros_like(wrong)
     return Look(
         size=size,
         problems=tuple(problems),

@@ -49,7 +49,8 @@ def pair_folders(images: Path, labels: Path, *, label_suffix: str = "", on_error
     """
     for folder in (images, labels):
         if not folder.is_dir():
-            raise ValueError(f"folder {folder} must exist, but does not")
+            beside = f"; {folder.parent} holds {holdings(folder.parent)}" if folder.parent.is_dir() else ""
+            raise ValueError(f"folder {folder} must exist, but does not{beside}")
     left = list_images(images)
     right = {stem.removesuffix(label_suffix): path for stem, path in list_images(labels, label_suffix).items()}
     if not left:

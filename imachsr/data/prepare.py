@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from imachsr.data.cache import Entry, cache_folder
-from imachsr.data.images import MOST_THREADS, Source, decode_pair, entry_of
+from imachsr.data.images import MOST_THREADS, Source, decode_pair, entry_of, tell_strange
 from imachsr.data.samples import Progress, untold
 from imachsr.files import sync_folder
 
@@ -84,15 +84,17 @@ def _fill(entry: Entry, source: Source, size: tuple[int, int], progress: Progres
             _discard(entry)
             raise
     done = decoded = int(journal.read_text())
+    strange: list[int] = []
     try:
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(part.open("r+b")) for name, part in parts.items()}
             pool = stack.enter_context(ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)))
             while done < count:
-                for image, labels in pool.map(lambda pair: decode_pair(pair, size, source.coding), source.pairs[done : done + CHUNK]):
+                for image, labels, ignored in pool.map(lambda pair: decode_pair(pair, size, source.coding), source.pairs[done : done + CHUNK]):
                     for name, array in (("images", image), ("labels", labels)):
                         files[name].seek(len(headers[name]) + done * strides[name])
                         files[name].write(array.tobytes())
+                    strange.append(ignored)
                     done += 1
                     progress(done, count)
                 for file in files.values():
@@ -106,6 +108,7 @@ def _fill(entry: Entry, source: Source, size: tuple[int, int], progress: Progres
         os.replace(part, entry.path(name))
     journal.unlink()
     sync_folder(entry.folder)
+    tell_strange(source.pairs[decoded:], strange)
     return count - decoded
 
 

@@ -12,7 +12,7 @@ from imachsr.config.build import build_net, check_output_loss
 from imachsr.config.continued import placeless
 from imachsr.config.load import make_run, run_to_dict
 from imachsr.config.schema import ConfigError, Run
-from imachsr.data.classes import shared
+from imachsr.data.classes import parts_of, shared
 from imachsr.data.samples import Samples, Split
 from imachsr.search.canonical import fingerprint_of
 from imachsr.study.folder import Study
@@ -68,7 +68,7 @@ def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[
         for name, overrides in also_on.items():
             other = make_run(run_to_dict(run), dict(overrides))
             try:
-                common = shared(run.data.class_names, other.data.class_names)
+                common = shared(run.data.class_names, other.data.class_names, own_parts=parts_of(run.data), other_parts=parts_of(other.data))
                 if any(key.partition(".")[0] == "output_loss" for key in overrides):
                     check_scored(run.data.num_classes if common is None else len(common), run.data.num_classes)
                     check_output_loss(other, run.data.num_classes)

@@ -17,8 +17,8 @@ from imachsr.config.load import make_run, parse_overrides, run_to_dict
 from imachsr.config.schema import SCORED_ON, ConfigError, Run
 from imachsr.core.output import CrossEntropy, logits_of
 from imachsr.core.types import IGNORE_INDEX
-from imachsr.data.classes import shared
-from imachsr.data.samples import Progress, Samples, Split, untold
+from imachsr.data.classes import parts_of, shared
+from imachsr.data.samples import Dataset, Progress, Samples, Split, untold
 from imachsr.data.subset import Subset
 from imachsr.models import SmpModel
 from imachsr.train import checkpoint
@@ -70,7 +70,8 @@ def evaluate(
     """Score a checkpoint of a training.
 
     Data with other classes are scored on the classes that both have, by their names: the model then chooses among these alone, and what the data
-    label otherwise is ignored. A warning names what is left out.
+    label otherwise is ignored. Where one of them has several classes for what is one of the other's (names that mean the same, or ``parts`` of a data
+    set), these count as one. A warning names what is taken together and left out.
 
     Args:
         folder: The training's ``--output``.
@@ -100,7 +101,7 @@ def evaluate(
     samples = subset.scored(partial(run.data.load, "train", progress=progress), partial(run.data.load, split, progress=progress))
     names: Sequence[str] = run.data.class_names
     if tuple(names) != tuple(before.data.class_names) or run.data.num_classes != state["num_classes"]:
-        model, samples, names = _common(model, samples, before.data.class_names, names)
+        model, samples, names = _common(model, samples, before.data, run.data)
     samples.check_labelled(split)
     if any(key.partition(".")[0] == "output_loss" for key in dotted):
         if corrupted is not None:
@@ -130,33 +131,46 @@ def check_scored(count: int, num_classes: int) -> None:
 
 
 class _Chosen(nn.Module):
-    """A model's scores of some of its classes."""
+    """A model's scores of some of its classes, or of several taken together."""
 
-    def __init__(self, model: nn.Module, classes: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, classes: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.model, self.classes = model, tuple(classes)
+        self.model, self.classes = model, [list(some) for some in classes]
 
     def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.model(images))[:, list(self.classes)]
+        logits = logits_of(self.model(images))
+        # The probability of several is the sum of theirs.
+        return torch.stack([logits[:, some].logsumexp(1) for some in self.classes], 1)
 
 
-def _common(model: nn.Module, samples: Samples, own: Sequence[str], other: Sequence[str]) -> tuple[nn.Module, Samples, Sequence[str]]:
-    """The model, the samples and the names of the classes that both know."""
+def _common(model: nn.Module, samples: Samples, before: Dataset, data: Dataset) -> tuple[nn.Module, Samples, Sequence[str]]:
+    """The model, the samples and the names of the classes that both know.
+
+    Args:
+        model: As it was trained.
+        samples: That it is scored on.
+        before: What it was trained on.
+        data: What the samples are of.
+    """
+    own, other = before.class_names, data.class_names
     try:
-        found = shared(own, other)
+        found = shared(own, other, own_parts=parts_of(before), other_parts=parts_of(data))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if found is None:
         warnings.warn("the data's classes are called otherwise than the model's, and are taken by their numbers", stacklevel=3)
         return model, samples, other
-    rest = [name for index, name in enumerate(own) if index not in found]
-    used = {number for numbers in found.values() for number in numbers}
-    ignored = [name for number, name in enumerate(other) if number not in used]
+    told = [f"scored on the {len(found)} classes that both have"]
+    told += [f"{' and '.join(own[index] for index in each.own)} of the model as one, {each.name}" for each in found if len(each.own) > 1]
+    told += [f"{' and '.join(other[index] for index in each.other)} of the data as one, {each.name}" for each in found if len(each.other) > 1]
+    rest = [name for index, name in enumerate(own) if all(index not in each.own for each in found)]
+    ignored = [name for index, name in enumerate(other) if all(index not in each.other for each in found)]
     parts = [f"{what} {', '.join(names)}" for what, names in (("of the model", rest), ("of the data", ignored)) if names]
-    if parts:
-        warnings.warn(f"scored on the {len(found)} classes that both have; left out: {'; '.join(parts)}", stacklevel=3)
+    told += [f"left out: {'; '.join(parts)}"] if parts else []
+    if len(told) > 1:
+        warnings.warn("; ".join(told), stacklevel=3)
     table = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
-    for place, numbers in enumerate(found.values()):
-        table[list(numbers)] = place
+    for place, each in enumerate(found):
+        table[list(each.other)] = place
     mapped = Samples(images=samples.images, labels=table[samples.labels.long()], names=samples.names)
-    return _Chosen(model, list(found)).eval(), mapped, [own[index] for index in found]
+    return _Chosen(model, [each.own for each in found]).eval(), mapped, [each.name for each in found]

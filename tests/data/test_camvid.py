@@ -10,6 +10,7 @@ from PIL import Image
 
 from imachsr.data import images as decoding
 from imachsr.data.camvid import CLASSES, CamVid
+from imachsr.data.inspection import inspect_source, tell_known
 from imachsr.data.samples import Split
 from tests.data.files import mask, write_image, write_mask
 
@@ -127,6 +128,26 @@ def test_a_list_that_windows_wrote_is_read(official: Path) -> None:
     expected = CamVid(root=str(root), size=SIZE).load("val").names
     (root / "val.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     assert CamVid(root=str(root), size=SIZE).load("val").names == expected
+
+
+def test_backslashes_in_lists_are_as_windows_writes_paths(official: Path) -> None:
+    root = with_lists(official, prefix="CamVid\\")
+    expected = CamVid(root=str(root), size=SIZE).load("val").names
+    (root / "val.txt").write_text((root / "val.txt").read_text().replace("/", "\\"))
+    assert CamVid(root=str(root), size=SIZE).load("val").names == expected
+
+
+def test_a_list_beside_the_folder_that_goes_before_it_is_noted(official: Path) -> None:
+    (official / "train.txt").write_text("train/0001TP_000000.png trainannot/0001TP_000000.png\n")
+    data = CamVid(root=str(official), size=SIZE)
+    for split, notes in (
+        ("train", [f"{official}/train.txt is not read, since {official}/train/ is there: all of its images are of train"]),
+        ("val", []),
+    ):
+        found = inspect_source(split, data.source(split))
+        tell_known(data, split, found)
+        assert [words for words in found.notes if "official" not in words] == notes
+    assert len(data.load("train")) == 4
 
 
 def test_a_list_that_is_no_text_is_named(official: Path) -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from imachsr.data.camvid import CamVid
 from imachsr.data.camvid_original import COLOURS, GROUPS, split_of
+from imachsr.data.inspection import inspect_source
+from imachsr.data.prepare import prepare
 from tests.data.files import write_image, write_mask
 
 SIZE = (40, 50)
@@ -75,15 +78,35 @@ def test_lists_go_before_the_rule(root: Path) -> None:
 def test_a_colour_that_is_not_in_the_table_is_named(root: Path) -> None:
     path = root / "LabeledApproved_full/0016E5_07959_L.png"
     values = np.zeros((*SIZE, 3), np.uint8)
-    values[7, 9] = (1, 2, 3)
+    values[7, 9:12] = (1, 2, 3)
     write_mask(path, values)
-    with pytest.raises(
-        ValueError, match=r"0016E5_07959_L.png must be colours of the table .* but got \(1, 2, 3\) at \(y, x\) = \(7, 9\), and 1 such"
-    ):
+    strange = r"got \(1, 2, 3\) at \(y, x\) = \(7, 9\), and 3 such pixels in all; up to 0.1% of a file would be ignored"
+    with pytest.raises(ValueError, match=rf"0016E5_07959_L.png must be colours of the table .* but {strange}"):
         CamVid(root=str(root), size=SIZE).load("val")
     write_mask(path, values[..., 0])
     with pytest.raises(ValueError, match="0016E5_07959_L.png must hold a colour a pixel, but has mode L"):
         CamVid(root=str(root), size=SIZE).load("val")
+
+
+def test_single_pixels_of_other_colours_are_ignored_and_told(root: Path) -> None:
+    colours = np.array([row[:3] for row in ROWS], np.uint8)[picked(4)]
+    before = CamVid(root=str(root), size=SIZE).load("val").labels[0].clone()
+    colours[7, 9], colours[3, 3] = (1, 2, 3), (128, 128, 127)  # two of 2000: a thousandth
+    path = write_mask(root / "LabeledApproved_full/0016E5_07959_L.png", colours)
+    with pytest.warns(
+        UserWarning, match=rf"2 pixels of 1 label files have a colour that is not in the table, and are ignored; the first file: {path}"
+    ):
+        labels = CamVid(root=str(root), size=SIZE).load("val").labels[0]
+    before[7, 9], before[3, 3] = 255, 255
+    assert torch.equal(labels, before)
+    source = CamVid(root=str(root), size=SIZE).source("val")
+    found = inspect_source("val", source)
+    assert not found.problems
+    assert found.traits == {"label has pixels of an unknown colour, few enough to be ignored": 1}
+    assert found.unknown == {"(1, 2, 3)": 1, "(128, 128, 127)": 1}
+    assert found.pixels.sum() == 2 * 2000  # none is lost
+    with pytest.warns(UserWarning, match="2 pixels of 1 label files"):
+        prepare(source, size=(32, 32), cache=str(root / "cache"))
 
 
 def test_strange_names_and_missing_partners_are_named(root: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imachsr.data.folder import Folder
 from imachsr.data.samples import Split
-from tests.data.files import mask, write_image, write_mask
+from tests.data.files import mask, write_image, write_mask, write_png_of_few_bits
 
 NAMES = ("ground", "wall", "roof")
 SIZE = (40, 50)
@@ -87,6 +87,15 @@ def test_masks_without_the_suffix_are_no_partners(flat: Path) -> None:
         folder(flat, mask_suffix="_mask").load("train")
 
 
+def test_a_suffix_that_all_masks_have_is_proposed(tmp_path: Path) -> None:
+    fill(tmp_path / "images", tmp_path / "masks", 5, suffix="_mask")
+    with pytest.raises(ValueError, match=r"a_00.png has none in .*masks \(5 such files\); with data.mask_suffix=_mask all have one"):
+        folder(tmp_path).load("train")
+    (tmp_path / "masks" / "a_03_mask.png").rename(tmp_path / "masks" / "a_03_other.png")
+    with pytest.raises(ValueError, match=r"\(5 such files\)$"):
+        folder(tmp_path).load("train")
+
+
 def test_ignored_values_become_255_and_none_is_moved_twice(flat: Path) -> None:
     values = mask(3, 0)
     values[:10], values[10:20] = 7, 255
@@ -113,9 +122,26 @@ def test_masks_that_lost_their_values_are_refused_by_what_they_are(flat: Path) -
     Image.fromarray(np.ones((40, 50), np.uint8)).save(path)
     path.with_suffix(".png").unlink()
     with pytest.raises(
-        ValueError, match=f"{path} must keep each pixel's value, but is a JPEG file, which changes them; make the labels again as PNG"
+        ValueError, match=f"{path} must keep each pixel's value, but is compressed as JPEG, which changes them; make the labels again as PNG"
     ):
         folder(flat).load("train")
+
+
+def test_tiff_files_are_labels_unless_their_compression_changes_values(flat: Path) -> None:
+    path, values = flat / "masks" / "a_01.tif", mask(3, 5)
+    path.with_suffix(".png").unlink()
+    Image.fromarray(values).save(path, compression="tiff_lzw")
+    assert np.array_equal(folder(flat).load("train").labels[1].numpy(), values)
+    Image.fromarray(values).save(path, compression="jpeg")
+    with pytest.raises(ValueError, match=f"{path} must keep each pixel's value, but is compressed as JPEG"):
+        folder(flat).load("train")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_holds_classes_not_brightness(flat: Path, bits: int) -> None:
+    values = mask(min(3, 2**bits), 6)
+    write_png_of_few_bits(flat / "masks" / "a_00.png", values, bits)
+    assert np.array_equal(folder(flat).load("train").labels[0].numpy(), values)
 
 
 def test_labels_of_16_bits_are_read_and_not_wrapped(flat: Path) -> None:
@@ -218,7 +244,7 @@ def test_an_empty_folder_is_told(tmp_path: Path) -> None:
 
 def test_missing_masks_are_told(flat: Path) -> None:
     (flat / "masks").rename(flat / "labels")
-    with pytest.raises(ValueError, match=f"folder {flat}/masks must exist, but does not"):
+    with pytest.raises(ValueError, match=f"folder {flat}/masks must exist, but does not; {flat} holds images, labels"):
         folder(flat).load("train")
 
 

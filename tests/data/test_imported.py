@@ -14,7 +14,9 @@ from imachsr.data import Samples
 
 class Plain:
     """Not of any imachsr class: three names and a method are the contract."""
-    def __init__(self, count=3, num_classes=4, class_names="abcd", label=3, gives=None):
+    def __init__(self, count=3, num_classes=4, class_names="abcd", label=3, gives=None, parts=None):
+        if parts is not None:
+            self.parts = parts
         self.num_classes, self.class_names, self.count, self.label, self.gives = num_classes, list(class_names), count, label, gives
     def load(self, split):
         if self.gives is not None:
@@ -102,6 +104,8 @@ def test_it_travels_to_another_process_by_its_path(package: Path) -> None:
         ({"num_classes": 1, "class_names": "a"}, r"\(2 to 255\)"),
         ({"num_classes": "4"}, "`num_classes` of 'outside_data:Plain' must be an integer, but got '4'"),
         ({"num_classes": 4.0}, "`num_classes` of 'outside_data:Plain' must be an integer, but got 4.0"),
+        ({"parts": {"a": ["x"], "e": ["y"]}}, r"`parts` of 'outside_data:Plain' must be of its classes \(a, b, c, d\), but got 'e'"),
+        ({"parts": 3}, "parts of 'outside_data:Plain' must work, but: 'int' object is not iterable"),
         ({"class_names": [0, 1, 2, 3]}, r"`class_names` of 'outside_data:Plain' must be texts, but got \[0, 1, 2, 3\]"),
         ({"label": 4}, r"labels of load\('train'\) of 'outside_data:Plain' must be in 0..3 or 255 \(ignored\), but got 4"),
         ({"count": 0}, r"load\('train'\) of 'outside_data:Plain' must give at least one sample, but gave none"),
@@ -128,7 +132,7 @@ def test_an_error_of_the_users_code_is_told_with_data_set_file_and_line(package:
 
 
 def test_samples_of_another_kind_are_told_with_their_place(package: Path) -> None:
-    with pytest.raises(ValueError, match=r"load\('val'\) of 'outside_data:Plain' must work, but: TypeError: .* \(outside_data.py:12\)"):
+    with pytest.raises(ValueError, match=r"load\('val'\) of 'outside_data:Plain' must work, but: TypeError: .* \(outside_data.py:14\)"):
         imported(count="3").load("val")
 
 

@@ -85,6 +85,12 @@ def test_rand_reads_all_sixteen_bits_of_the_first_channel(rand: Path) -> None:
         SynthiaRand(root=str(rand), size=SIZE).load("train")
 
 
+def test_rand_refuses_grey_with_alpha_by_name(rand: Path) -> None:
+    path = write_png16(rand / "RAND_CITYSCAPES/GT/LABELS/0000000.png", with_instances(mask(23, 0)).astype(int)[..., :2])
+    with pytest.raises(ValueError, match=f"{path} must have three channels, or one, but has grey and alpha"):
+        SynthiaRand(root=str(rand), size=SIZE).load("train")
+
+
 def test_rand_splits_are_blocks_that_share_nothing(rand: Path) -> None:
     data = SynthiaRand(root=str(rand / "RAND_CITYSCAPES"), size=SIZE, val_fraction=0.2, test_fraction=0.3)
     names = [data.load(split).names for split in ("train", "val", "test")]

@@ -43,6 +43,22 @@ class Other:
         return Samples(images=samples.images, labels=table[samples.labels.long()], names=samples.names)
 
 
+class Coarse:
+    """Scenes with three classes, one of which holds what the scenes tell apart."""
+
+    num_classes = 3
+    class_names = ("sky", "ground", "building")
+    parts = {"ground": ("road", "lane_mark")}
+
+    def load(self, split: str) -> Samples:
+        run = make_run({"data": SMALL})
+        samples, names = run.data.load("val"), run.data.class_names
+        table = torch.full((256,), 255, dtype=torch.uint8)
+        for name, number in (("sky", 0), ("road", 1), ("lane_mark", 1), ("building", 2)):
+            table[names.index(name)] = number
+        return Samples(images=samples.images, labels=table[samples.labels.long()], names=samples.names)
+
+
 class Strange(Other):
     class_names = ("a", "b", "c", "d", "e", "f")
 
@@ -90,6 +106,27 @@ def test_data_with_other_classes_are_scored_on_those_that_both_have(trained: Pat
     # The same images; fewer classes to choose from, so that no pixel is lost to a class that is left out.
     assert found["val/iou/sky"] >= own["val/iou/sky"] - 1e-6
     assert found["val/iou/road"] > 0
+
+
+def test_classes_that_the_data_put_in_one_are_scored_by_the_sum_of_their_probabilities(trained: Path) -> None:
+    said = "scored on the 3 classes that both have; road and lane_mark of the model as one, ground; left out: of the model "
+    with pytest.warns(UserWarning, match=said):
+        found = evaluate(trained, overrides=[f"data={{import: '{__name__}:Coarse'}}"])
+    names, samples = make_run({"data": SMALL}).data.class_names, Coarse().load("val")
+    model = trained_model(checkpoint.load(trained), make_run({"data": SMALL, "method": {"alpha": 0, "beta": 0}}))
+    with torch.no_grad():
+        odds = model(normalize(samples.images)).double().exp()
+    sky, road, marks, building = (odds[:, names.index(name)] for name in ("sky", "road", "lane_mark", "building"))
+    by_name = {"sky": sky, "ground": road + marks, "building": building}
+    best = torch.stack(list(by_name.values()), 1).argmax(1)
+    for number, name in enumerate(by_name):
+        real, counts = samples.labels == number, samples.labels != 255
+        hit, either = ((best == number) & real).sum(), (((best == number) | real) & counts).sum()
+        assert found[f"val/iou/{name}"] == pytest.approx(100 * float(hit / either), abs=0.5)  # autocast
+    chosen = torch.stack(list(by_name.values()), 1) / sum(by_name.values()).unsqueeze(1)  # type: ignore[union-attr]
+    right = samples.labels != 255
+    nll = -chosen.gather(1, samples.labels.long().clamp(max=2).unsqueeze(1))[:, 0].log()[right].mean()
+    assert found["val/nll"] == pytest.approx(float(nll), rel=0.02)
 
 
 @pytest.mark.parametrize("given", [{"names": ()}, {"names": ("fog", "fog")}, {"names": ("snow",)}, {"severities": (0,)}, {"severities": (2, 2)}])
