@@ -111,7 +111,7 @@ def importers(prefix: str) -> set[str]:
         ),
         ("typer", {f"cli/{path.name}" for path in (PACKAGE / "cli").glob("*.py")}),
         ("yaml", {"config/load.py"}),
-        ("PIL", {"data/coding.py", "data/images.py", "data/scenes.py", "report/evidence.py"}),
+        ("PIL", {"data/coding.py", "data/images.py", "data/pictures.py", "data/scenes.py", "report/evidence.py"}),
         ("segmentation_models_pytorch", {"models.py"}),
     ],
 )

@@ -1,26 +1,17 @@
 """How a label file says the class of each pixel: by an index, by one channel, or by a colour."""
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from imachsr.core.types import IGNORE_INDEX
+from imachsr.data.pictures import turned
 
 Colour = tuple[int, int, int]
 _LOSSY = ("JPEG", "MPO")
-_TURNS: dict[int | None, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +100,6 @@ class Coding:
             f"labels of {path} must be {self.rule}, but got {self.shown(int(values[y, x]))} at (y, x) = ({y}, {x}), "
             f"and {int(wrong.sum())} such pixels in all{palette}{few}"
         )
-
-
-def turned(image: Image.Image) -> Image.Image:
-    """A copy of an image as viewers, and tools that labels are painted with, show it: by its EXIF orientation."""
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # of a broken note beside whole pixels
-        turn = None
-    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _scale(path: Path, image: Image.Image) -> int:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imachsr.data.cache import Entry, cache_folder
-from imachsr.data.coding import Coding, turned
+from imachsr.data.coding import Coding
 from imachsr.data.official import Official
 from imachsr.data.pairing import Pair
+from imachsr.data.pictures import check_depth, open_image
 from imachsr.data.samples import OnError, Progress, Samples, Split, check_on_error, check_size, untold
 
 MOST_SKIPPED = 0.1
@@ -259,34 +260,6 @@ def _check_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
 def _tell_skipped(pairs: Sequence[Pair], skipped: Mapping[int, str]) -> None:
     shown = [*list(skipped.values())[:3], *(["..."] if len(skipped) > 3 else [])]
     warnings.warn(f"{len(skipped)} of {len(pairs)} samples are skipped (data.on_error): {'; '.join(shown)}", stacklevel=4)
-
-
-def open_image(path: Path) -> Image.Image:
-    """A decoded image file, turned as its EXIF orientation says.
-
-    Raises:
-        ValueError: If there is none, or it is broken.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} must exist, but does not")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = turned(image)
-            upright.format = image.format  # which a copy forgets
-            return upright
-    except Image.DecompressionBombError:
-        raise ValueError(
-            f"{path} must have at most {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.4g} million pixels, but has more; cut it into tiles"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} must be a readable image, but: {error}") from error
-
-
-def check_depth(path: Path, image: Image.Image) -> None:
-    """Raise ValueError for an image whose values Pillow would clip, not scale."""
-    if image.mode[0] in "IF":
-        raise ValueError(f"{path} must have 8 bits a channel, but has mode {image.mode}")
 
 
 def _decode_image(path: Path, image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from imachsr.core.types import IGNORE_INDEX
 from imachsr.data.coding import Coding
-from imachsr.data.images import MOST_THREADS, FromFiles, Source, check_depth, check_sizes, open_image
+from imachsr.data.images import MOST_THREADS, FromFiles, Source, check_sizes
 from imachsr.data.pairing import Pair
+from imachsr.data.pictures import check_depth, open_image
 from imachsr.data.samples import Progress, Samples, Split, untold
 
 MOST_NAMED = 20

@@ -74,6 +74,8 @@ def fingerprints(runs: Sequence[tuple[str, Run]], also_on: Mapping[str, Mapping[
                     check_output_loss(other, run.data.num_classes)
                 is_own = placeless(run_to_dict(other)["data"]) == placeless(run_to_dict(run)["data"])
                 also[name] = held.print_of(other, splits if is_own and run.subset.hold_out is not None else ("val",))
+                if common is not None and tuple(run.data.class_names) != tuple(other.data.class_names):
+                    also[name] = fingerprint_of({"data": also[name], "classes": [[each.own, each.other] for each in common]})
             except ValueError as error:
                 raise ConfigError(f"also_on.{name}: {error}") from None
         if also:

@@ -18,8 +18,9 @@ import torch
 from PIL import ExifTags, Image
 
 from imachsr.data.cache import cache_folder
-from imachsr.data.images import load_pairs, open_image
+from imachsr.data.images import load_pairs
 from imachsr.data.pairing import Pair, list_images, pair_folders
+from imachsr.data.pictures import open_image
 from imachsr.data.samples import Samples
 from tests.data.files import mask, write_image, write_mask
 

@@ -59,6 +59,10 @@ class Coarse:
         return Samples(images=samples.images, labels=table[samples.labels.long()], names=samples.names)
 
 
+class CoarseApart(Coarse):
+    parts = {"ground": ("road",)}
+
+
 class Strange(Other):
     class_names = ("a", "b", "c", "d", "e", "f")
 
@@ -213,3 +217,11 @@ def test_train_is_not_loaded_to_score_val(trained: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Scenes, "load", load)
     evaluate(trained)
     assert loaded == ["val"]
+
+
+def test_rows_that_took_other_classes_together_are_of_other_data() -> None:
+    run = make_run({"data": SMALL})
+    found = [
+        fingerprints([("key", run)], {"there": {"data": {"import": f"{__name__}:{name}"}}})["key"] for name in ("Coarse", "Coarse", "CoarseApart")
+    ]
+    assert found[0] == found[1] != found[2]
