@@ -73,6 +73,8 @@ class Study:
             check_declared(self.folder / SETTINGS, self.plan, [row for row in self.own if row.is_finished])
             check_rows(self.plan, self.known)
             self._adopt()
+            for row in self.own:
+                self._clear(row)  # a process that died between a row and its checkpoints left them
             write_text(self.folder / SETTINGS, dump_yaml(study_to_dict(self.plan)))
         except BaseException:
             self._opened.close()
@@ -224,6 +226,10 @@ class Study:
         self.known.add(row)
         self._planned = None
         write(self.folder / FILE, self.own)
-        if row.is_finished:  # what was trained and could not be scored is scored again by --retry-failed
-            checkpoint.remove(self.output(each))  # not before its row is there: what ends in between is scored again, not trained
+        self._clear(row)  # not before its row is there: what ends in between is scored again, not trained
         return row
+
+    def _clear(self, row: Row) -> None:
+        """Delete the checkpoints of a run that has finished; what was trained and could not be scored is scored again by `--retry-failed`."""
+        if row.is_finished:
+            checkpoint.remove(folder_of(self.folder, row.key, row.seed))

@@ -1,5 +1,6 @@
 """What a study's folder keeps, and what of a training that was broken off is gone on with."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def test_a_row_says_how_it_was_scored_and_the_checkpoint_goes_once_it_is_there(t
         held.note(each, given, "data")
         assert not checkpoint.exists(held.output(each))
     assert len(read(tmp_path / "s" / FILE)[0].facts["scoring"]) == 16
+
+
+def test_checkpoints_that_a_killed_driver_left_beside_a_row_go_when_the_folder_is_opened_again(tmp_path: Path) -> None:
+    plan = study(run=TINY)
+    with Study(plan=plan, folder=tmp_path / "s") as held:
+        ended, running = held.todo()[:2]
+        given = run_to_row(run_to_dict(ended.run), str(held.output(ended)), "data", NOTHING)  # type: ignore[arg-type]
+        shutil.copytree(held.output(ended), tmp_path / "left")
+        held.note(ended, given, "data")
+    shutil.copytree(tmp_path / "left", held.output(ended), dirs_exist_ok=True)  # as if it had died between the row and their removal
+    shutil.copytree(tmp_path / "left", held.output(running))
+    with Study(plan=plan, folder=tmp_path / "s"):
+        assert not checkpoint.exists(held.output(ended))
+        assert checkpoint.exists(held.output(running)), "what has no row goes on from there"
 
 
 def test_what_was_begun_goes_on_unless_its_data_or_settings_are_others(tmp_path: Path) -> None:
