@@ -74,6 +74,25 @@ class Samples:
                 "look at the label files with `imachsr data check`"
             )
 
+    def check_binary(self, what: str, class_names: Sequence[str]) -> None:
+        """Refuse masks of 0 and 255, as drawing programs save them, for two classes: 255 is ignored, so that the other class alone would be learnt.
+
+        Args:
+            what: What they are of, such as the name of a split.
+            class_names: Of all classes; anything goes where they are not two.
+
+        Raises:
+            ValueError: If one of two classes has no pixel, and others are 255.
+        """
+        if len(class_names) != 2 or not any(bool((labels == IGNORE_INDEX).any()) for labels in self.labels):
+            return
+        absent = [name for index, name in enumerate(class_names) if not any(bool((labels == index).any()) for labels in self.labels)]
+        if len(absent) == 1:
+            raise ValueError(
+                f"{what} must have pixels of both classes, but has none of {absent[0]}, and some of {IGNORE_INDEX}, which is ignored; "
+                "in a binary mask the two classes must be 0 and 1"
+            )
+
     def subset(self, indices: Sequence[int]) -> "Samples":
         """The samples at these indices, in this order."""
         index = torch.as_tensor(list(indices), dtype=torch.long)

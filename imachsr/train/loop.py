@@ -104,6 +104,7 @@ def train(
     samples, held_out = run.subset.split(run.data.load("train"), lambda: run.data.load("val"), selection=cut)
     for name, part in (("what is trained on", samples), ("what is scored on", held_out)):
         part.check_labelled(name)
+    samples.check_binary("what is trained on", run.data.class_names)
     training = _build(run, samples, placement, steps=len(samples) // batch_size(run, len(samples), world))
     training.began_at = started
     on_built(training)

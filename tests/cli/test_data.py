@@ -233,6 +233,9 @@ def test_classes_without_a_pixel_are_noted(folder: Path, run: Cli) -> None:
     assert ran.code == 2
     rule = "which is ignored: in a binary mask the two classes must be 0 and 1"
     assert re.search(rf"train: one class of two: 1\n  no pixel of road, but \d+ of 255, {rule}", ran.out)
+    settings = ["data.kind=folder", f"data.root={folder}", "data.class_names=[nothing,road]", "data.size=[32,48]", "optimizer.epochs=1"]
+    said = one_error(run("train", ROOT / "launch/camvid.yaml", *settings, "--wandb", "disabled", "--output", "out"))
+    assert "what is trained on must have pixels of both classes, but has none of road, and some of 255, which is ignored; in a binary mask" in said
 
 
 def test_a_split_without_a_labelled_pixel_is_refused_but_for_a_test_split(folder: Path, run: Cli) -> None:

@@ -36,6 +36,27 @@ def test_tensors_of_another_kind_are_refused(change: dict[str, Any], message: st
         Samples(**{"images": good.images, "labels": good.labels, "names": good.names, **change})
 
 
+@pytest.mark.parametrize(
+    ("values", "names", "refused"),
+    [
+        ((0, 255), ("no", "yes"), "none of yes"),
+        ((1, 255), ("no", "yes"), "none of no"),
+        ((0, 1, 255), ("no", "yes"), ""),
+        ((0,), ("no", "yes"), ""),  # a part without a finding, and nothing ignored
+        ((0, 255), ("no", "yes", "other"), ""),
+    ],
+)
+def test_masks_of_0_and_255_are_refused_for_two_classes(values: tuple[int, ...], names: tuple[str, ...], refused: str) -> None:
+    given = samples()
+    for index, labels in enumerate(given.labels):
+        labels[:] = values[index % len(values)]
+    if not refused:
+        given.check_binary("train", names)
+        return
+    with pytest.raises(ValueError, match=f"train must have pixels of both classes, but has {refused}, and some of 255"):
+        given.check_binary("train", names)
+
+
 def test_a_subset_has_its_samples_in_the_order_asked_for_and_is_a_copy() -> None:
     whole = samples()
     part = whole.subset([2, 0])
