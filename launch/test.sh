@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Linters, type checker and tests.
-# Usage: ./launch/test.sh [OPTIONS OF pytest], such as --slow or tests/core
+# Usage: ./launch/test.sh [OPTIONS OF pytest], such as --long, --slow or tests/core
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,3s/^# //p' "$0"; exit 0 ;; esac
 source "$(dirname "$0")/environment.sh"

@@ -1,4 +1,4 @@
-"""What all tests share: the --slow option, the processes they are shared out to, one thread, and the real street scenes where they are to be had."""
+"""What all tests share: options for long ones, the processes they are shared out to, one thread, and real street scenes where there are any."""
 
 import functools
 import os
@@ -23,7 +23,8 @@ CLUSTERS = re.compile(r"\bown_ray\b|\btests\.launch\.heads\b|\btests\.nodes\b")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--long", action="store_true", help="also run the tests that take about ten seconds or more, as continuous integration does")
+    parser.addoption("--slow", action="store_true", help="run all tests, also those that take minutes")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -53,10 +54,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileByFile:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # the longest part is begun first, so that no process ends long after the other
         items.sort(key=lambda item: not starts_cluster(item.nodeid.partition("::")[0]))
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+    is_all = config.getoption("--slow")
+    is_long = is_all or config.getoption("--long")
+    for item in items:
+        if "slow" in item.keywords and not is_all:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; --slow runs it"))
+        elif "long" in item.keywords and not is_long:
+            item.add_marker(pytest.mark.skip(reason="takes long; --long runs it"))
 
 
 @pytest.fixture(scope="session", autouse=True)

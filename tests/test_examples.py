@@ -28,6 +28,7 @@ def test_every_example_is_run_here(root: Path) -> None:
     assert {path.stem for path in (root / "examples").glob("*.py")} == {"tour", "with_lightning", "with_transformers"}
 
 
+@pytest.mark.long
 def test_the_tour_runs_and_learns_something(root: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, root / "examples/tour.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

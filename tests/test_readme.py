@@ -66,6 +66,7 @@ def test_the_readme_has_blocks_of_every_kind() -> None:
     assert README.count("```") == 2 * len(re.findall(r"^```\w+\n", README, re.M))
 
 
+@pytest.mark.long
 def test_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
     check = "assert losses.total.item() > 0\nassert len(net.taps) == 3\nassert any(p.grad is not None for p in model.parameters())\n"
     (tmp_path / "readme.py").write_text("\n".join([*blocks("python"), check]))

@@ -207,6 +207,7 @@ def gain_over_chance(make: Callable[[Table, int], Contestant], repeats: int) -> 
     return float((late["random"] - late["tried"]).mean())
 
 
+@pytest.mark.long
 def test_the_search_is_as_far_ahead_of_chance_as_it_was_and_a_spoilt_one_is_not() -> None:
     # Over 40 seeds ours gained 3.4 points (standard deviation of one search 2.4), a sampler that learns nothing 1.3 (1.7), a rule upside down -9.0
     # (5.8): in sixteen searches the margin is two standard errors away from either.

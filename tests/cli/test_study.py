@@ -45,6 +45,7 @@ def toy(tmp_path: Path) -> Path:
     return tmp_path / "toy.yaml"
 
 
+@pytest.mark.long
 def test_a_study_survives_a_kill_and_its_rows_stand_for_its_runs(toy: Path, tmp_path: Path, started: Callable[..., "subprocess.Popen[str]"]) -> None:
     command = ("study", "toy.yaml", "--output", "s", "--wandb", "disabled")
     first = started(*command, until="finished")

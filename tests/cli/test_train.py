@@ -70,6 +70,7 @@ def test_train_without_an_output_takes_a_new_folder_each_time(run: Cli, tmp_path
         assert not (tmp_path / folder / "wandb").exists()
 
 
+@pytest.mark.long
 def test_trainings_that_begin_at_once_take_a_folder_each(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "imachsr", "train", str(SCENES), *SMALL, "--wandb", "disabled"]
     both = [
@@ -253,6 +254,7 @@ def test_a_loss_of_the_users_that_raises_while_training_is_told_with_its_line(ru
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.long
 def test_an_interrupted_training_says_how_it_goes_on(started: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     long = [*SMALL[1:], "optimizer.epochs=500"]
     untracked = ["--wandb", "disabled", "--wandb-project", "my streets"]

@@ -56,6 +56,7 @@ def endless(tmp_path: Path) -> Iterator[Path]:
     yield from going_on(tmp_path / "out", 40)
 
 
+@pytest.mark.long
 def test_a_search_is_followed_line_by_line_until_it_ends(running: Path, tmp_path: Path) -> None:
     done = process("watch", "out", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -72,6 +73,7 @@ def test_a_search_is_followed_line_by_line_until_it_ends(running: Path, tmp_path
     assert done.out.count("finished") >= 7
 
 
+@pytest.mark.long
 def test_on_a_terminal_bars_move_and_ctrl_c_ends_the_looking_alone(endless: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}

@@ -115,6 +115,7 @@ def test_every_arm_builds(search: Search) -> None:
         small_net(search.run_of(settings, name=name, seed=search.seeds[0]))
 
 
+@pytest.mark.long
 def test_drawn_configurations_build(search: Search) -> None:
     if not search.space:
         assert search.budget.trials == len(search.fixed()), "nothing to draw, so the arms are all"

@@ -44,6 +44,7 @@ def is_fast(cell: Cell) -> bool:
     return cell.name in FAST | REFUSED.keys() or (cell.group == "hand-written" and max(cell.size) <= 64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if is_fast(cell) else pytest.mark.slow) for name, cell in CELLS.items()])
 def test_cell(name: str) -> None:
     cell = CELLS[name]

@@ -221,6 +221,7 @@ def test_a_detached_head_has_no_rest_and_keeps_its_weight() -> None:
     assert net.balance.factors.tolist() == [1.0]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize(("what", "backend"), [("net", "aot_eager"), ("whole net", "eager"), ("backbone", "aot_eager")])
 def test_a_compiled_net_is_refused_with_the_way_out(what: str, backend: str) -> None:

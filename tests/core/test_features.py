@@ -95,6 +95,7 @@ def assert_compiles(net: IMacHSR, size: int = 32) -> None:
     assert net.num_steps == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "side", [pytest.param(side, marks=() if side.kind in ("prototype", "infonce") else pytest.mark.slow, id=side.kind) for side in SIDES]
 )
@@ -102,6 +103,7 @@ def test_every_loss_compiles_to_one_graph(side: Any) -> None:
     assert_compiles(build(loss=side()))
 
 
+@pytest.mark.long
 def test_mining_of_hard_pixels_compiles_to_one_graph() -> None:
     assert_compiles(build(output_loss=Ohem()))
 
@@ -415,6 +417,7 @@ def test_the_exported_net_is_its_backbone() -> None:
     assert not any("adapters" in str(node.target) for node in exported.graph.nodes if node.users)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "unet" else ()) for name in SIZES])
 def test_the_onnx_model_of_the_backbone_is_the_bare_models(name: str) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -504,6 +507,7 @@ def work_sharded(rank: int) -> dict[str, Any]:
     return two_steps(net, images[rank::NUM_PROCESSES].double(), labels[rank::NUM_PROCESSES])
 
 
+@pytest.mark.long
 def test_two_shards_learn_what_one_process_learns(ranks: list[dict[str, Any]]) -> None:
     images, labels = batch(count=4)
     assert (labels == 255).flatten(1).sum(1).unique().numel() > 1  # void pixels, and not as many in each shard

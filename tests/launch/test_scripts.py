@@ -154,6 +154,7 @@ def test_the_first_python_that_is_new_enough_is_taken(copy: Path, tmp_path: Path
     assert (found.returncode, found.stdout.strip()) == (0, sys.executable)
 
 
+@pytest.mark.long
 def test_a_lock_that_cannot_be_installed_is_told_and_tried_again_next_time(copy: Path) -> None:
     (copy / "requirements.lock").write_text("imachsr-no-such-package==1.0\n")
     found = run(copy / "launch/search.sh", "x.yaml", PYTHON=sys.executable, PIP_NO_INDEX="1", PIP_DISABLE_PIP_VERSION_CHECK="1")

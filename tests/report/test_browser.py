@@ -198,6 +198,7 @@ def test_no_name_becomes_code(tmp_path: Path, open_page: Any) -> None:
     assert page.locator("script").count() == 2
 
 
+@pytest.mark.long
 def test_five_hundred_trials_open_within_three_seconds(tmp_path: Path, open_page: Any) -> None:
     folder = searched(tmp_path / "s", count=500)
     lines = "".join(

@@ -60,6 +60,7 @@ def test_what_was_spent_is_the_sum_over_what_each_trial_held() -> None:
                 assert found.cost(each).money == pytest.approx(own / 3600 * (6 * 0.25 + 3 * 3.0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cap", "rate"),
     [({"hours": 0.5}, 1), ({"cpu_hours": 2.0}, 8), ({"gpu_hours": 1.0}, 2), ({"money": 5.0, "prices": {"cpu_hour": 1.0, "gpu_hour": 0.5}}, 9)],

@@ -263,6 +263,7 @@ def terms(run: Run) -> dict[str, float]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.* taps were asked for, but this model and rule offer")
 @pytest.mark.filterwarnings("ignore:a side loss must differ")
 @pytest.mark.parametrize("name", SAME)
@@ -273,6 +274,7 @@ def test_what_has_one_hash_trains_the_same(name: str) -> None:
     assert terms(one) == terms(two)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.* taps were asked for, but this model and rule offer")
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_what_trains_otherwise_has_another_hash(name: str) -> None:

@@ -241,6 +241,7 @@ def confirmed(own_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return folder, found
 
 
+@pytest.mark.long
 def test_confirmed_values_are_those_of_plain_trainings(confirmed: tuple[Path, dict[str, Any]]) -> None:
     """Bit by bit: on all of train, scored on val."""
     folder, found = confirmed
@@ -253,6 +254,7 @@ def test_confirmed_values_are_those_of_plain_trainings(confirmed: tuple[Path, di
     assert configuration["differences"] == {seed: value - base[seed] for seed, value in configuration["values"].items()}
 
 
+@pytest.mark.long
 def test_a_confirmation_is_on_disk_and_read_again_without_a_run(confirmed: tuple[Path, dict[str, Any]]) -> None:
     folder, found = confirmed
     at = folder / FOLDER
@@ -266,6 +268,7 @@ def test_a_confirmation_is_on_disk_and_read_again_without_a_run(confirmed: tuple
         confirm(make_plan(folder, json.loads((folder / "summary.json").read_text()), top=1, seeds=3), at)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:method.loss has no effect")  # the best of them may be the baseline
 def test_what_is_exported_trains_into_the_interval_that_it_names(confirmed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, found = confirmed

@@ -146,6 +146,7 @@ def test_an_unbroken_search_is_as_it_should_be(tmp_path: Path) -> None:
     assert_nothing_lost(tmp_path, driver)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(6))
 def test_a_driver_killed_at_a_step_loses_and_repeats_nothing(tmp_path: Path, part: int) -> None:
     # A step of each kind from the beginning, the middle and the end.
@@ -167,6 +168,7 @@ def test_a_driver_killed_at_every_seventh_step_loses_and_repeats_nothing(tmp_pat
     assert at > 200
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_a_driver_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
     generator = random.Random(seed)

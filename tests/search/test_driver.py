@@ -176,6 +176,7 @@ def test_trials_jsonl_has_a_line_an_epoch_and_summary_json_all_of_them(tmp_path:
     assert written["versions"].keys() == {"imachsr", "torch", "ray", "optuna", "segmentation-models-pytorch"}
 
 
+@pytest.mark.long
 def test_a_second_driver_of_a_folder_is_refused_also_from_another_process(tmp_path: Path) -> None:
     driver = Driver(tmp_path, search_of())
     before = (tmp_path / "search.yaml").read_text()

@@ -32,6 +32,7 @@ def moody(values: dict[str, Any], report: Callable[[Mapping[str, float]], object
         report({"score": float(values["place"])})
 
 
+@pytest.mark.long
 def test_a_function_of_the_users_own_is_searched_stopped_and_continued(tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 4, "output": tmp_path / "out", "scheduler": {"kind": "asha", "grace": 1, "reduction": 2}}
     found = imachsr.search(SPACE, parabola, trials=10, **options)

@@ -146,6 +146,7 @@ def assert_whole(victim: Victim) -> None:
     assert [trial.state.name for trial in study.trials] == [trial["state"] for trial in trials]
 
 
+@pytest.mark.long
 def test_a_search_killed_with_all_that_it_started_loses_and_repeats_nothing(tmp_path: Path, root: Path) -> None:
     victim = Victim(folder=tmp_path, root=root, trials=8, generator=random.Random(0))
     kill_often(victim, ["all"])

@@ -238,6 +238,7 @@ def infeasible(folder: Path, seed: int, *, is_told: bool) -> float:
     return sum(found[20:]) / 40
 
 
+@pytest.mark.long
 def test_tpe_keeps_out_of_what_it_was_told_does_not_fit(tmp_path: Path) -> None:
     seeds = range(3)
     told = [infeasible(folder, seed, is_told=True) for seed, folder in zip(seeds, folders(tmp_path, "a", "b", "c"), strict=True)]
@@ -246,6 +247,7 @@ def test_tpe_keeps_out_of_what_it_was_told_does_not_fit(tmp_path: Path) -> None:
     assert np.mean(failed) > 0.85
 
 
+@pytest.mark.long
 def test_tpe_models_conditional_settings_jointly(tmp_path: Path) -> None:
     # Good where alpha = beta, inside one branch: neither alone says anything, and only a joint (multivariate) model
     # that knows of branches (group) can follow the diagonal.

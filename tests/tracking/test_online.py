@@ -277,6 +277,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.long
 def test_what_a_killed_driver_had_not_sent_is_told_and_made_again(server: Server, tmp_path: Path) -> None:
     folder = searched(tmp_path / "s")
     killed = subprocess.Popen(

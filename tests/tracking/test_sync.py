@@ -58,6 +58,7 @@ def test_an_offline_file_holds_images_masks_and_the_table(offline: Path) -> None
     assert [line[0] for line in json.loads(table.read_text())["data"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_offline_runs_are_sent_whole_and_once(offline: Path, server: Server) -> None:
     told: list[str] = []
     found = sync(offline, recorded(offline), project="streets", say=told.append)
@@ -73,6 +74,7 @@ def test_offline_runs_are_sent_whole_and_once(offline: Path, server: Server) -> 
     assert [path for path in offline.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.long
 def test_what_cannot_be_read_is_set_aside_and_made_again(offline: Path, server: Server) -> None:
     files = {path.stem.removeprefix("run-"): path for path in fragments.find(offline)}
     files[IDS[0]].write_bytes(files[IDS[0]].read_bytes()[:7])  # as a killed driver leaves it

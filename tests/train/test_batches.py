@@ -228,6 +228,7 @@ SIGNALLED = """
 """
 
 
+@pytest.mark.long
 def test_a_process_leaves_signals_to_its_owner_but_for_those_that_it_sends(root: Path) -> None:
     # In an interpreter of its own, as a training has it: threads that a library starts again after a fork (gRPC's, of Ray) block no signals.
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SIGNALLED)]
@@ -245,6 +246,7 @@ PARENT = """
 """
 
 
+@pytest.mark.long
 def test_processes_die_with_their_parent(root: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PARENT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:

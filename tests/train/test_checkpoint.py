@@ -425,6 +425,7 @@ def savers(mode: str, folder: Path, count: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stride", [251, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path: Path, stride: int) -> None:
     found = savers("everywhere", tmp_path, stride)
@@ -433,6 +434,7 @@ def test_a_save_killed_at_any_call_leaves_the_old_checkpoint_or_the_new(tmp_path
     assert found["new"] > 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_what_was_saved_outlives_a_kill_at_any_time(tmp_path: Path, rounds: int) -> None:
     found = savers("anywhere", tmp_path, rounds)
@@ -440,6 +442,7 @@ def test_what_was_saved_outlives_a_kill_at_any_time(tmp_path: Path, rounds: int)
     assert found["saves"] >= rounds
 
 
+@pytest.mark.long
 def test_a_reader_beside_a_training_always_gets_a_whole_one(tmp_path: Path) -> None:
     found = savers("read_beside", tmp_path, 80)
     assert found["reads"] > 20

@@ -19,6 +19,7 @@ from imachsr.train.parallel import synchronise_batch_norm
 from tests.train import ranks
 from tests.train.toys import Tiny, toy_run, without_clock
 
+pytestmark = pytest.mark.long
 Ranks = list[dict[str, Any]]
 EXACT = [name for name in ranks.CASES if name != "batch norm"]
 

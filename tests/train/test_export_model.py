@@ -82,6 +82,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     return folder, train(folder, toy_run(**UNET))
 
 
+@pytest.mark.long
 def test_a_process_without_imachsr_gets_the_trained_models_numbers(
     unet: tuple[Path, nn.Module], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

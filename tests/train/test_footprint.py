@@ -107,6 +107,7 @@ def test_memory_that_runs_out_already_is_told_as_such(monkeypatch: pytest.Monkey
         measure(toy_run(), Bands().load("train"))
 
 
+@pytest.mark.long
 def test_what_earlier_trainings_left_in_the_process_hides_nothing() -> None:
     samples = Bands(count=32, size=256).load("train")
     small, large = (toy_run(optimizer__batch_size=count, optimizer__epochs=1, data__size=256, data__count=32) for count in (4, 20))

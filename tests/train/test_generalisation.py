@@ -75,6 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_spoilt_images_are_scored_as_if_they_lay_on_disk(trained: Path) -> None:
     found = evaluate(trained, corrupted=Corrupted(names=("fog", "jpeg"), severities=(1, 4)))
     run = make_run({"data": SMALL})
@@ -139,6 +140,7 @@ def test_ways_to_spoil_are_checked_before_anything_is_loaded(given: dict[str, tu
         Corrupted(**given)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_loss_with_weights_of_all_classes_does_not_hinder_fewer(trained: Path, tmp_path: Path) -> None:
     weights = {"kind": "cross_entropy", "class_weights": [1, 1, 1, 1, 1, 1, 1, 1, 2]}
     raw = {"data": SMALL, "output_loss": weights, "optimizer": {"epochs": 1, "batch_size": 8}, "method": {"alpha": 0, "beta": 0}}

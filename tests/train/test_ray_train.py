@@ -123,6 +123,7 @@ def test_a_training_that_diverges_is_told_as_such_and_not_retried(own_ray: None,
         train_distributed(run, workers=2, output=tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_the_middle_of_an_epoch_is_replaced_and_nothing_of_the_training_is_lost(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

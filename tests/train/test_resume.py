@@ -85,6 +85,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("every", "kill_at", "left"), [(1, 1, 0), (1, 6, 5), (1, 12, 11), (3, 6, 4), (3, 8, 6), (None, 4, 0), (None, 6, 4)])
 def test_killed_at_a_step_and_resumed_is_bitwise_as_never_killed(
     unbroken: dict[str, Any], tmp_path: Path, every: int | None, kill_at: int, left: int
@@ -102,6 +103,7 @@ def test_killed_at_a_step_and_resumed_is_bitwise_as_never_killed(
     assert_equal(lines, unbroken["history"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [1, 3])
 def test_killed_at_any_moment_many_times(unbroken: dict[str, Any], tmp_path: Path, every: int) -> None:
     moments, kills = random.Random(every), 0

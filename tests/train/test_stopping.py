@@ -70,6 +70,7 @@ def test_a_signal_ends_it_within_a_step_and_the_printed_command_goes_on_bitwise(
     assert_equal(state_of(folder), state_of(tmp_path / "unbroken"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_its_processes_ends_a_training_with_a_checkpoint(tmp_path: Path, root: Path, number: signal.Signals) -> None:
     run = toy_run(**SLOW, recovery__checkpoint_steps=2, compute__loader_workers=1)
@@ -189,6 +190,7 @@ def test_each_step_is_told_with_the_number_of_all() -> None:
     assert told == [(step, 9) for step in range(1, 10)]  # three batches of four an epoch, two samples left out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_ignored", [False, True])  # as Ctrl-C is in the background of a script
 def test_termination_can_be_answered_as_an_interrupt(is_ignored: bool) -> None:
     code = f"""

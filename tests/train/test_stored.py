@@ -42,6 +42,7 @@ def test_what_an_older_training_left_on_a_workers_disk_is_not_taken_for_the_new_
     assert checkpoint.newest_whole(tmp_path) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stored", "disks", "newest"),
     [

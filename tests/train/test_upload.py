@@ -128,6 +128,7 @@ def test_a_best_one_that_is_only_there_does_not_have_the_best_one_here_sent_with
     assert steps_there(uri) == [1, 2, 4, 5]
 
 
+@pytest.mark.long
 def test_a_step_that_is_saved_again_and_again_never_overwrites_what_a_manifest_names(uri: str, tmp_path: Path) -> None:
     folder, seen = tmp_path / "run", set[int]()
     with mirrored(uri, folder) as mirror:
@@ -224,6 +225,7 @@ def test_the_training_does_not_wait_for_a_storage_that_takes_five_seconds_a_file
         print(f"\n20 checkpoints to a storage that takes 5 s a file: {1e3 * max(took):.2f} ms at most in the training's thread")
 
 
+@pytest.mark.long
 def test_a_reader_sees_a_whole_checkpoint_whenever_it_looks(uri: str, tmp_path: Path) -> None:
     folder, last = tmp_path / "run", 0
     with mirrored(uri, folder) as mirror:
@@ -387,6 +389,7 @@ def fetched_equal(uri: str, there: Path, folder: Path) -> bool:
     return all(torch.equal(one[key], other[key]) for key in one if isinstance(one[key], torch.Tensor))
 
 
+@pytest.mark.long
 def test_a_training_killed_in_the_middle_of_uploads_leaves_a_storage_that_loads(s3: Server, s3_uri: str, tmp_path: Path, root: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from tests.train.savers import state; from imachsr.train import checkpoint\n"
