@@ -67,14 +67,16 @@ def test_the_package_itself_imports_nothing_heavier_than_torch() -> None:
     assert loaded_by("import imachsr", "torch", "torch._dynamo", *HEAVY) == {"torch"}  # the compiler takes a second
 
 
+@pytest.mark.long
 def test_that_test_can_fail() -> None:
     assert loaded_by("import imachsr.config.load", *HEAVY) >= {"pydantic", "yaml"}
     assert loaded_by("import imachsr.cli", "typer", "ray", "wandb") == {"typer"}
 
 
-def test_training_in_this_process_needs_neither_ray_nor_a_tracker() -> None:
+def test_training_in_this_process_needs_neither_ray_nor_a_tracker_nor_what_takes_seconds_to_import() -> None:
     code = "import imachsr.data, imachsr.models, imachsr.train.loop, imachsr.train.evaluate"
-    assert loaded_by(code, "ray", "wandb", "optuna", "typer", "segmentation_models_pytorch") == set()
+    slow = ("segmentation_models_pytorch", "torchvision", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo")
+    assert loaded_by(code, "ray", "wandb", "optuna", "typer", *slow) == set()
 
 
 def imports_of(path: Path) -> set[str]:

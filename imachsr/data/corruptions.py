@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as tv
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Severe = tuple[float, float, float, float, float]
@@ -141,6 +140,8 @@ def _contrast(image: Tensor, at: int, generator: torch.Generator) -> Tensor:
 
 def _jpeg(image: Tensor, at: int, generator: torch.Generator) -> Tensor:
     qualities = (25, 18, 15, 10, 7)
+    from torchvision.transforms.v2 import functional as tv  # takes a second to import, and few spoil images
+
     packed: Tensor = tv.jpeg((image * 255).round().to(torch.uint8), quality=qualities[at])
     return packed.float() / 255
 

@@ -3,21 +3,23 @@
 import contextlib
 import io
 import math
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from imachsr.config.schema import ConfigError
 from imachsr.config.training import Compute
 from imachsr.train.device import Placement
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 Row = dict[str, float]
 T = TypeVar("T")
@@ -95,9 +97,20 @@ def _sent(value: Any, source: int) -> Any:
     return box[0]
 
 
+# Importing FSDP takes a quarter of the time that a training needs to start: without the import nothing was shared out.
+def _is_sharded(module: nn.Module) -> "TypeGuard[FSDPModule]":
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def _is_distributed(tensor: Tensor) -> "TypeGuard[DTensor]":
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, put together from its parts on all ranks where FSDP has shared it out."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_distributed(tensor) else tensor
 
 
 def gathered(value: T) -> list[T]:
@@ -142,6 +155,9 @@ def parallelise(net: nn.Module, compute: Compute, placement: Placement) -> nn.Mo
 
 def _shard(net: nn.Module, placement: Placement) -> nn.Module:
     net = net.to(memory_format=torch.contiguous_format)  # FSDP shares out no weights that lie NHWC
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(placement.device, (dist.get_world_size(),))
     for part in _parts(net.get_submodule("backbone")):
         if any(True for _ in part.parameters()):
@@ -172,7 +188,7 @@ def synchronise_batch_norm(net: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def synchronised(net: nn.Module, *, is_last: bool) -> Iterator[None]:
     """Share gradients over the ranks with the last micro-batch of a step only."""
-    if isinstance(net, FSDPModule):
+    if _is_sharded(net):
         net.set_requires_gradient_sync(is_last)
     with net.no_sync() if isinstance(net, DistributedDataParallel) and not is_last else contextlib.nullcontext():
         yield
@@ -183,15 +199,15 @@ def start_over(net: nn.Module) -> None:
 
     FSDP keeps gradients of micro-batches before the last one, and what it was about to gather, apart from the parameters that the optimizer sees.
     """
-    if not isinstance(net, FSDPModule):
+    parts: list[Any] = [part for part in net.modules() if _is_sharded(part)]
+    if not _is_sharded(net):
         return
     net.reset_iter_state()
-    for part in net.modules():
-        if isinstance(part, FSDPModule):
-            part.unshard()
-            for parameter in part.parameters():
-                parameter.grad = None
-            part.reshard()
+    for part in parts:
+        part.unshard()
+        for parameter in part.parameters():
+            parameter.grad = None
+        part.reshard()
 
 
 @torch.no_grad()

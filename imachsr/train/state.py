@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -126,6 +125,8 @@ class Training:
         """All of it as tensors and texts, the same on all ranks; every rank must call."""
         self.share_buffers()
         if self.is_fsdp:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # two seconds of what a training takes to start
+
             net, optimizer = get_state_dict(self.net, self.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         else:
             net, optimizer = self.net.state_dict(), self.optimizer.state_dict()
@@ -180,6 +181,8 @@ class Training:
             was, now = ("fsdp", "ddp") if state["is_sharded"] else ("ddp", "fsdp")
             raise ConfigError(f"a training must be continued with `compute.parallel` = {was}, but got {now}")
         if self.is_fsdp:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
             options = StateDictOptions(full_state_dict=True)
             set_state_dict(self.net, self.optimizer, model_state_dict=state["net"], optim_state_dict=state["optimizer"], options=options)
         else:
