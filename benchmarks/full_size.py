@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,13 @@ from imachsr.core.output import logits_of
 from imachsr.core.wrapper import IMacHSR
 from imachsr.search.scheduler import rung_levels
 from imachsr.search.space import Search, load_search
+from imachsr.study.load import load_study
+from imachsr.study.plan import wanted
+from imachsr.study.rows import Known
+from imachsr.study.schema import StudyPlan
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ("launch/cityscapes.yaml", "launch/camvid_full.yaml", "search_spaces/cityscapes.yaml")
+RECIPES = ("launch/cityscapes.yaml", "launch/camvid_full.yaml", "search_spaces/cityscapes.yaml", "search_spaces/cityscapes_study.yaml")
 IMAGES = {"cityscapes": (2975, 500), "camvid": (367, 101)}
 """Of train and val."""
 
@@ -234,6 +239,25 @@ def rows_of_search(name: str, search: Search, work: Work, gpu: Gpu) -> Iterator[
         yield [name, str(gpus), *sizes, f"{epoch:.2f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
 
 
+def rows_of_study(name: str, plan: StudyPlan, work: Work, gpu: Gpu) -> Iterator[list[str]]:
+    """A run takes one GPU; those of equal time, whose epochs the others' times will tell, take the control's; spoilt images are left out."""
+    planned = [each.run or plan.run_of(plan.cell(each.cell), plan.control, each.seed) for each in wanted(plan, Known())]
+    run, (train, val) = planned[0], IMAGES[planned[0].data.kind]
+    images, times = share_of(work, run.optimizer.batch_size, 1, gpu)
+
+    def hours_of(each: Run) -> float:
+        seen = (train * (each.subset.share or 1), 0.0)
+        scored = epoch_s(work, (0, val), each.optimizer.batch_size, 1, gpu)  # the last epoch alone
+        return (each.optimizer.epochs * epoch_s(work, seen, each.optimizer.batch_size, 1, gpu) + scored) / 3600
+
+    taken = [hours_of(each) for each in planned]
+    epoch = epoch_s(work, (train, 0), run.optimizer.batch_size, 1, gpu)
+    for gpus in (1, 8, 64):
+        hours = max(sum(taken) / gpus, 2 * max(taken))  # what is of equal time begins when what it is equal to has ended
+        sizes = [str(run.optimizer.batch_size), f"{images} x {times}", f"{memory_gib(work, images, gpu):.0f}"]
+        yield [name, str(gpus), *sizes, f"{epoch:.2f}", f"{hours:.2f}", f"{gpus * hours:.2f}", f"{gpus * hours * gpu.price:.2f}"]
+
+
 def table(columns: list[str], rows: list[list[str]]) -> None:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for row in rows:
@@ -258,14 +282,22 @@ def main() -> None:
     gpu = Gpu(**{name: getattr(arguments, name) for name in vars(Gpu())})
     works, times = [], []
     for recipe in arguments.recipes:
-        is_search = "space" in load_yaml(ROOT / recipe)
-        search = load_search(ROOT / recipe) if is_search else None
-        run = load_run(ROOT / recipe) if search is None else search.base()
+        keys = load_yaml(ROOT / recipe)
+        rows_of: Callable[[Work, Gpu], Iterator[list[str]]]
+        if "space" in keys:
+            search = load_search(ROOT / recipe)
+            run, rows_of = search.base(), partial(rows_of_search, recipe, search)
+        elif "cells" in keys:
+            plan = load_study(ROOT / recipe)
+            run, rows_of = plan.run_of(plan.cells[0], plan.arms[-1].name, plan.seeds[0]), partial(rows_of_study, recipe, plan)
+        else:
+            run = load_run(ROOT / recipe)
+            rows_of = partial(rows_of_training, recipe, run)
         work = work_of(run)
         size = "x".join(map(str, run.data.size))
         numbers = [f"{work.parameters / 1e6:.1f}", f"{work.forward / 1e12:.2f}", f"{work.flop / 1e12:.2f}", f"{100 * work.method / work.flop:.2f}"]
         works.append([recipe, f"{run.model.architecture}/{run.model.encoder}", size, *numbers, f"{work.saved / 2**20:.0f}"])
-        times += rows_of_training(recipe, run, work, gpu) if search is None else rows_of_search(recipe, search, work, gpu)
+        times += rows_of(work, gpu)
     print("Measured:\n")
     table(["recipe", "network", "size", "parameters, M", "forward, TFLOP", "both, TFLOP", "of it the method, %", "saved, MiB an image"], works)
     print(

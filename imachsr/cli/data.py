@@ -84,6 +84,8 @@ def prepare(
     from imachsr.data.layout import find_sources
     from imachsr.data.prepare import prepare as store
 
+    if named_twice := next((each for each in settings or [] if each.removeprefix("data.").startswith("size=")), None):
+        raise ConfigError(f"the size must be given once, but --size is {size[0]} {size[1]}, and `{named_twice}` given too; leave it out")
     own = [*(settings or []), f"size=[{size[0]},{size[1]}]"]
     data = _spec(name, path, own)
     named = getattr(data, "cache", None)

@@ -80,6 +80,9 @@ def study(
         raise ConfigError("--json and --json-lines must not be given together: one document at the end, or a line a change")
     if no_run and retry_failed:
         raise ConfigError("--no-run and --retry-failed must not be given together: run nothing, or what failed")
+    for name, value in (("--cell", cell), ("--hours", hours), ("--concurrency", concurrency)):
+        if no_run and value:
+            raise ConfigError(f"--no-run and {name} must not be given together: it is about what runs, and the tables are of all that is there")
     check_kind(config, "study")
     given = [*(overrides or []), *([] if data is None else [f"run.data.root={yaml_path(data)}"])]
     given += [] if concurrency is None else [f"budget.concurrency={concurrency}"]
@@ -218,7 +221,8 @@ def _show(findings: "Findings", folder: Path, *, as_json: bool) -> None:
         return
     for line in words(findings):
         plain.print(line, soft_wrap=True)
-    plain.print(f"tables: {folder / 'study.md'}; rows: {folder / 'runs.csv'}", soft_wrap=True)
+    rows = f"; rows: {path}" if (path := folder / "runs.csv").exists() else ""
+    plain.print(f"tables: {folder / 'study.md'}{rows}", soft_wrap=True)
 
 
 class Watch:

@@ -170,7 +170,7 @@ def run_study(
         return False
     rehearse(study.todo(), study.done(), held, say)
     del held
-    pool = Pool(study.plan.budget, say)
+    pool = Pool(study.plan.budget, say, is_on_gpus=any(run.compute.device == "auto" for run in runs.values()))
     watched = _Watched(study=study, pool=pool, tracker=tracker or NullTracker(), on_change=on_change, say=say, prints=prints)
     until = None if hours is None else time.monotonic() + 3600 * hours
     try:

@@ -69,9 +69,7 @@ def read(path: Path) -> list[Row]:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} must be a CSV file of a study's runs, but: {error}") from None
-    if not lines:
-        return []
-    names = lines[0]
+    names = lines[0] if lines else []
     if missing := [name for name in FIXED if name not in names]:
         raise ConfigError(f"{path}:1 must name the columns {', '.join(FIXED)}, but {', '.join(missing)} is not there")
     return [_row(path, number, dict(zip(names, line, strict=False)), len(line) == len(names)) for number, line in enumerate(lines[1:], 2) if line]

@@ -127,7 +127,7 @@ class StudyBudget(Settings):
     Attributes:
         concurrency: Runs at a time, >= 1; auto: as many as the cluster holds.
         cpus_per_run: Of each, >= 1.
-        gpus_per_run: Of each, >= 0, may be a fraction.
+        gpus_per_run: Of each, >= 0, may be a fraction; with 0 runs use the CPU.
     """
 
     concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

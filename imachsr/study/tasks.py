@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,12 +27,13 @@ class Pool:
     Args:
         budget: What each takes.
         say: Called with a line for the user.
+        is_on_gpus: Whether runs would take a GPU that was reserved for them.
 
     Raises:
         ConfigError: If the cluster can never hold a run.
     """
 
-    def __init__(self, budget: StudyBudget, say: Callable[[str], object]) -> None:
+    def __init__(self, budget: StudyBudget, say: Callable[[str], object], *, is_on_gpus: bool = False) -> None:
         bundle = {"CPU": float(budget.cpus_per_run), "GPU": budget.gpus_per_run}
         connect()
         take_termination_as_interrupt()
@@ -39,6 +41,8 @@ class Pool:
         if not (found := room(bundle)):
             raise ConfigError(f"budget: one node of the cluster must have {words(bundle)} for a run, but none has")
         self.places = at_a_time(budget.concurrency, found, grows=may_grow())
+        if is_on_gpus and ray.cluster_resources().get("GPU", 0) and not budget.gpus_per_run:
+            warnings.warn("runs use the CPU, because budget.gpus_per_run is 0; the cluster has GPUs: budget.gpus_per_run=1 uses them", stacklevel=2)
         say(f"{self.places} runs at a time, each with {words(bundle)}; the cluster holds {found}")
         options = {"num_cpus": budget.cpus_per_run, "num_gpus": budget.gpus_per_run, "max_retries": RETRIES}
         self._remote = ray.remote(**options)(run_to_row)

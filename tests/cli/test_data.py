@@ -219,6 +219,8 @@ def test_a_half_test_split_is_refused_by_check_and_prepare(folder: Path, run: Cl
     assert f"test: wrong: folder {folder / 'test/masks'} must exist, but does not" in ran.out
     said = one_error(run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "32", "--out", "ahead"))
     assert f"folder {folder / 'test/masks'} must exist, but does not" in said
+    said = one_error(run("data", "prepare", "folder", folder, *FOLDER, "data.size=[64,64]", "--size", "32", "32", "--out", "ahead"))
+    assert "the size must be given once, but --size is 32 32, and `data.size=[64,64]` given too; leave it out" in said
 
 
 def test_classes_without_a_pixel_are_noted(folder: Path, run: Cli) -> None:

@@ -125,6 +125,9 @@ def wait_for_rows(folder: Path, running: "subprocess.Popen[str]") -> None:
         (["toy.yaml", "--rows", "none.csv"], "none.csv must be a CSV file of a study's runs"),
         (["toy.yaml", "--json", "--json-lines"], "--json and --json-lines must not be given together"),
         (["toy.yaml", "--no-run", "--retry-failed"], "--no-run and --retry-failed must not be given together"),
+        (["toy.yaml", "--no-run", "--cell", "whole"], "--no-run and --cell must not be given together"),
+        (["toy.yaml", "--no-run", "--hours", "1"], "--no-run and --hours must not be given together"),
+        (["toy.yaml", "--no-run", "--rows", "/dev/null"], "/dev/null:1 must name the columns cell, arm"),
         (["toy.yaml", "run.model.encoder=resnet999"], "whole, output_only: "),
         (
             ["toy.yaml", "also_on={x: {output_loss: {kind: cross_entropy, class_weights: [1, 2]}}}"],
@@ -158,7 +161,9 @@ def test_a_folder_with_something_else_is_left_alone(run: Cli, tmp_path: Path) ->
     assert "s must be a new folder, but holds notes.txt; give another --output" in one_error(run("study", "toy.yaml", "--output", "s", "--no-run"))
     (tmp_path / "s/.lock").touch()  # as a training leaves it
     assert "must be a new folder or hold this study, but holds notes.txt" in one_error(run("study", "toy.yaml", "--output", "s", "--no-run"))
-    assert run("study", "toy.yaml", "--output", "t", "--no-run").code == 0
+    ran = run("study", "toy.yaml", "--output", "t", "--no-run")
+    assert ran.code == 0
+    assert ran.out.endswith("tables: t/study.md\n"), "no rows are there"
     assert "must hold this study, but holds 'toy'" in one_error(run("study", "toy.yaml", "name=other", "--output", "t", "--no-run"))
     assert (tmp_path / "s/notes.txt").read_text() == "mine"
 

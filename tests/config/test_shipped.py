@@ -195,6 +195,33 @@ def test_a_trial_of_the_search_of_full_size_trains_two_steps_on_its_own_files(tm
     assert 0 < result.metrics["train/loss"] < 20
 
 
+@pytest.mark.parametrize("arm", ["homogeneous", "imachsr"])
+def test_a_run_of_the_study_of_full_size_trains_two_steps_on_its_own_files(arm: str, tmp_path: Path) -> None:
+    write_cityscapes(tmp_path / "data")
+    few = {
+        "data.root": tmp_path / "data",
+        "data.cache": tmp_path / "cache",
+        "data.size": "[64, 128]",
+        "optimizer.epochs": 1,
+        "optimizer.batch_size": 2,
+    }
+    plan = load_study(ROOT / "search_spaces/cityscapes_study.yaml", [*(f"run.{key}={value}" for key, value in few.items()), f"run.{SCRATCH}"])
+    assert [each for each in plan.arms_of(plan.cell("city"))] == [
+        "output_only",
+        "homogeneous",
+        "homogeneous_entropy",
+        "entropy_only",
+        "heterogeneous",
+        "imachsr",
+    ]
+    assert plan.budget.gpus_per_run == 1
+    steps: list[tuple[int, int]] = []
+    result = train(plan.run_of(plan.cell("city"), arm, 1000), on_step=lambda done, of: steps.append((done, of)))
+    assert steps[-1] == (2, 2)
+    assert result.taps
+    assert 0 < result.metrics["train/loss"] < 20
+
+
 @pytest.mark.parametrize("path", FULL_SIZE, ids=name_of)
 def test_a_recipe_of_full_size_has_a_size_that_its_network_takes(path: Path) -> None:
     run = load_run(path, [SCRATCH])
