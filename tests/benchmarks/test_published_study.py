@@ -197,6 +197,73 @@ def test_what_is_said_of_all_cells_of_the_defaults_is_so(findings: Findings) -> 
     assert min(holm([1 if each.p is None else each.p for each in everything])) >= ALPHA
 
 
+def runs_of(cell: str, arm: str) -> dict[int, dict[str, str]]:
+    """Rows by seed; equal runs of two cells ran once, for one of them."""
+    without = cell.rpartition("_")[0]
+    with ROWS.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["arm"] == arm and not row["setting"]]
+    found: dict[int, dict[str, str]] = {}
+    for name in (cell, without, f"{cell}_carried", f"{without}_carried"):
+        for row in rows:
+            if row["cell"] == name:
+                found.setdefault(int(row["seed"]), row)
+    return found
+
+
+def test_what_the_gain_is_made_of_is_said(findings: Findings) -> None:
+    tree, gains, others = [], [], []
+    for cell in ("half_carried", "epochs_20_carried", "without_0001TP_light"):
+        ours, theirs = runs_of(cell, "brier_strong"), runs_of(cell, "output_only")
+        (judged,) = (each for each in findings.comparisons if (each.cell, each.arm, each.other) == (cell, "brier_strong", "output_only"))
+        seeds = [int(seed) for seed in judged.differences]
+        classes = [name for name in ours[seeds[0]] if name.startswith("val/iou/") and ours[seeds[0]][name]]
+        assert len(classes) == 11
+
+        def mean(rows: dict[int, dict[str, str]], name: str, seeds: list[int] = seeds) -> float:
+            return statistics.fmean(float(rows[seed][name]) for seed in seeds)
+
+        part = {name: (mean(ours, name) - mean(theirs, name)) / 11 for name in classes}
+        rest = [name for name in classes if name != "val/iou/tree"]
+        tree.append(f"{part['val/iou/tree']:.1f}")
+        gains.append(f"{sum(part.values()):.1f}")
+        others.append(f"{100 * sum(part[name] for name in rest) * 11 / sum(mean(theirs, name) for name in rest):.1f}")
+        assert all(mean(rows, f"val/iou/{name}") < 0.5 for rows in (ours, theirs) for name in ("pole", "sign", "pedestrian", "bicyclist"))
+    for path in (PAGE, ROOT / "README.md"):
+        text = " ".join(path.read_text(encoding="utf-8").split("<!--")[0].split())
+        one, two, three = ("{}, {} and {}".format(*each) for each in (tree, gains, others))
+        assert re.search(rf"tree(?: alone|,) makes {one} of the {two} points", text), path.name
+        assert re.search(rf"over the ten other classes the defaults have {three} (?:%|per cent)", text), path.name
+    relative = {
+        each.cell: each.alongside["val/ece"]["relative"]
+        for each in findings.comparisons
+        if each.other == "output_only"
+        and (each.arm == "brier_strong" or each.cell == "segformer_searched")
+        and each.verdict in ("better", "worse", "open")
+    }
+    same = {cell for cell, value in relative.items() if abs(value) < 4}
+    assert {cell for cell in same if not cell.endswith("_time")} >= {"deeplabv3plus_carried", "epochs_20_carried"}
+    higher = {cell: value for cell, value in relative.items() if value >= 4}
+    assert all(10 <= value < 35 for value in higher.values())
+    assert {cell for cell, value in relative.items() if value <= -4} == {
+        "half_carried",
+        "without_0001TP_light",
+        "epochs_10_carried",
+        "without_0016E5_carried",
+        "without_0006R0_carried",
+    }
+
+
+def test_cells_whose_arms_ran_on_two_machines_are_named(findings: Findings) -> None:
+    (named,) = re.findall(r"beside the controls from the EPYC \((.*?)\):", PAGE.read_text(encoding="utf-8"))
+    mixed = set()
+    for each in findings.comparisons:
+        if each.verdict in ("better", "worse", "open") and each.other == "output_only":
+            machines = {runs_of(each.cell, arm)[int(seed)]["machine"] for arm in (each.arm, each.other) for seed in each.differences}
+            if len(machines) > 1:
+                mixed.add(each.cell)
+    assert {name for name in re.findall(r"`(\w+)`", named) if not name.startswith(("homogeneous", "entropy", "heterogeneous"))} == mixed
+
+
 def test_what_another_machine_does_is_in_the_rows() -> None:
     def read_rows(path: Path) -> list[dict[str, str]]:
         with path.open(newline="") as file:
