@@ -259,14 +259,14 @@ def test_a_check_that_fails_ends_the_tests(copy: Path, log: Callable[[], list[di
 
 
 @pytest.mark.parametrize("has_data", [True, False])
-def test_ci_runs_the_readmes_command_and_names_street_video_only_where_it_is(
+def test_ci_runs_the_readmes_command_with_the_longer_tests_and_names_street_video_only_where_it_is(
     has_data: bool, copy: Path, log: Callable[[], list[dict[str, Any]]]
 ) -> None:
     data = copy.parent / "shared/data/camvid"
     if has_data:
         data.mkdir(parents=True)
     assert run(copy / ".ci/run", cwd=copy.parent).returncode == 0
-    assert log()[-1]["args"] == ["-m", "pytest"]
+    assert log()[-1]["args"] == ["-m", "pytest", "--long"]
     assert log()[-1].get("IMACHSR_CAMVID") == (str(data) if has_data else None)
 
 
