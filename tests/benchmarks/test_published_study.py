@@ -253,6 +253,28 @@ def test_what_the_gain_is_made_of_is_said(findings: Findings) -> None:
     }
 
 
+def test_the_rate_of_the_longer_search_is_the_weaker_one() -> None:
+    def scores_of(cell: str, arm: str) -> dict[int, float]:
+        return {seed: float(row["val/miou"]) for seed, row in runs_of(cell, arm).items()}
+
+    text = " ".join(PAGE.read_text(encoding="utf-8").split("<!--")[0].split())
+    means, gains = [], []
+    with ROWS.open(newline="") as file:
+        ended = {(row["arm"], int(row["seed"])): float(row["val/miou"]) for row in csv.DictReader(file) if row["cell"] == "deeplabv3plus_rate"}
+    seeds = sorted({seed for _, seed in ended})
+    assert len(ended) == 12
+    for arm in ("output_only", "brier_strong"):
+        before = scores_of("deeplabv3plus_carried", arm)
+        assert all(ended[arm, seed] < before[seed] for seed in seeds)
+        means += [statistics.fmean(ended[arm, seed] for seed in seeds), statistics.fmean(before[seed] for seed in seeds)]
+    gains = [means[2] - means[0], means[3] - means[1]]
+    assert (
+        "the output alone {:.1f} instead of {:.1f} (on another machine), the defaults {:.1f} instead of {:.1f} (on the same)".format(*means) in text
+    )
+    assert "the defaults are {:.2f} above it, with each of the six, at the higher {:.2f}".format(*gains) in text
+    assert f"is {means[1] - means[0]:.1f} weaker" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_cells_whose_arms_ran_on_two_machines_are_named(findings: Findings) -> None:
     (named,) = re.findall(r"beside the controls from the EPYC \((.*?)\):", PAGE.read_text(encoding="utf-8"))
     mixed = set()
