@@ -246,7 +246,7 @@ def rows_of_study(name: str, plan: StudyPlan, work: Work, gpu: Gpu) -> Iterator[
     images, times = share_of(work, run.optimizer.batch_size, 1, gpu)
 
     def hours_of(each: Run) -> float:
-        seen = (train * (each.subset.share or 1), 0.0)
+        seen = (train * each.subset.share, 0.0)
         scored = epoch_s(work, (0, val), each.optimizer.batch_size, 1, gpu)  # the last epoch alone
         return (each.optimizer.epochs * epoch_s(work, seen, each.optimizer.batch_size, 1, gpu) + scored) / 3600
 

@@ -140,7 +140,7 @@ def _contrast(image: Tensor, at: int, generator: torch.Generator) -> Tensor:
 
 def _jpeg(image: Tensor, at: int, generator: torch.Generator) -> Tensor:
     qualities = (25, 18, 15, 10, 7)
-    from torchvision.transforms.v2 import functional as tv  # takes a second to import, and few spoil images
+    from torchvision.transforms.v2 import functional as tv  # takes long to import, and few spoil images
 
     packed: Tensor = tv.jpeg((image * 255).round().to(torch.uint8), quality=qualities[at])
     return packed.float() / 255

@@ -97,7 +97,7 @@ def _sent(value: Any, source: int) -> Any:
     return box[0]
 
 
-# Importing FSDP takes a quarter of the time that a training needs to start: without the import nothing was shared out.
+# FSDP takes long to import, and few trainings need it: where it was not imported, nothing is shared out.
 def _is_sharded(module: nn.Module) -> "TypeGuard[FSDPModule]":
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)

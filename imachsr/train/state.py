@@ -125,7 +125,7 @@ class Training:
         """All of it as tensors and texts, the same on all ranks; every rank must call."""
         self.share_buffers()
         if self.is_fsdp:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # two seconds of what a training takes to start
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # takes long to import
 
             net, optimizer = get_state_dict(self.net, self.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         else:

@@ -253,6 +253,40 @@ def test_what_the_gain_is_made_of_is_said(findings: Findings) -> None:
     }
 
 
+def test_what_is_said_of_steps_spoilt_images_and_cross_entropy_is_so(findings: Findings) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    steps = []
+    for each in findings.comparisons:
+        if (
+            (each.arm, each.other) == ("brier_strong", "output_only")
+            and each.verdict in ("better", "worse", "open")
+            and not each.cell.endswith("_time")
+        ):
+            ours, theirs = runs_of(each.cell, each.arm), runs_of(each.cell, each.other)
+            seeds = [int(seed) for seed in each.differences]
+            if len({rows[seed]["machine"] for rows in (ours, theirs) for seed in seeds}) == 1:
+                steps.append(statistics.median(float(ours[seed]["time/step_ms"]) / float(theirs[seed]["time/step_ms"]) for seed in seeds))
+    assert len(steps) == 6
+    assert f"{100 * min(steps) - 100:.0f} to {100 * max(steps) - 100:.0f} % with them, by cell" in readme
+    ours, theirs = runs_of("unet_carried", "brier_strong"), runs_of("unet_carried", "output_only")
+
+    def gain(name: str) -> float:
+        return statistics.fmean(float(ours[seed][name]) - float(theirs[seed][name]) for seed in range(1000, 1008))
+
+    spoilt = {name: gain(f"corrupted/{name}/miou") for name in CORRUPTIONS}
+    more, less = ([abs(value) for value in spoilt.values() if (value > 0) == is_more] for is_more in (True, False))
+    assert {name for name, value in spoilt.items() if value < 0} == {"gaussian_noise", "shot_noise", "impulse_noise", "night"}
+    assert f"{min(more):.1f} to {max(more):.1f} more mIoU, on dark and noisy ones {min(less):.1f} to {max(less):.1f} less" in readme
+    assert f"less, {gain('corrupted/miou'):.1f} more in the mean" in readme
+    assert f"{gain('val/boundary_iou'):.1f} points more of boundary IoU" in readme
+    (effect,) = (each for each in findings.effects if each["key"] == "method.loss")
+    (entropy,) = (each["difference"] for each in effect["values"] if each["value"] == "mi_variational")
+    ten, alone = runs_of("epochs_10_carried", "brier_strong"), runs_of("epochs_10_carried", "output_only")
+    brier = statistics.fmean(float(ten[seed]["val/miou"]) - float(alone[seed]["val/miou"]) for seed in (1000, 1001, 1002))
+    for text in (readme, PAGE.read_text(encoding="utf-8")):
+        assert f"({entropy:+.1f} against {brier:+.1f} after ten epochs, three seeds)" in text
+
+
 def test_the_rate_of_the_longer_search_is_the_weaker_one() -> None:
     def scores_of(cell: str, arm: str) -> dict[int, float]:
         return {seed: float(row["val/miou"]) for seed, row in runs_of(cell, arm).items()}
