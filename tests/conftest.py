@@ -23,7 +23,7 @@ CLUSTERS = re.compile(r"\bown_ray\b|\btests\.launch\.heads\b|\btests\.nodes\b")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also run the tests that take about ten seconds or more, as continuous integration does")
+    parser.addoption("--long", action="store_true", help="also run the tests that take several seconds, as continuous integration does")
     parser.addoption("--slow", action="store_true", help="run all tests, also those that take minutes")
 
 

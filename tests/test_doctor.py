@@ -66,6 +66,7 @@ def test_sizes_are_those_of_this_machine() -> None:
     assert found["CPU"].finding.startswith(f"{os.cpu_count()} cores")
 
 
+@pytest.mark.long
 def test_the_command_fails_when_a_package_is_missing(tmp_path: Path) -> None:
     """In a process of its own, where a package's files are there but its record is not, as after a broken installation."""
     (tmp_path / "sitecustomize.py").write_text(

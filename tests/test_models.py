@@ -329,6 +329,7 @@ def test_arguments_reach_the_factory(package: Path) -> None:
     assert model[2].weight.shape[0] == 7
 
 
+@pytest.mark.long
 def test_naming_a_model_imports_no_model_zoo() -> None:
     code = """
         import sys

@@ -105,6 +105,7 @@ def test_commands_follow_each_other() -> None:
         assert name in COMMANDS
 
 
+@pytest.mark.long
 def test_looking_training_and_evaluating_work_as_written(run: Cli, tmp_path: Path) -> None:
     (tmp_path / "launch").symlink_to(ROOT / "launch")
     wanted = [

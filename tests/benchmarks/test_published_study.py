@@ -4,6 +4,7 @@ import csv
 import itertools
 import re
 import statistics
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,7 @@ def findings() -> Findings:
 @pytest.fixture(scope="module")
 def scores() -> dict[tuple[str, str, int], float]:
     """mIoU of each cell, arm as it was declared, and seed, read without imachsr."""
-    with ROWS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["state"] == "finished" and not row["setting"]]
+    rows = [row for row in all_rows() if row["state"] == "finished" and not row["setting"]]
     return {(row["cell"], row["arm"], int(row["seed"])): float(row["val/miou"]) for row in rows}
 
 
@@ -53,8 +53,7 @@ def test_every_row_is_a_run_of_the_study() -> None:
 
 def test_what_is_written_of_the_rows_is_in_them() -> None:
     """Numbers of the page's own words that stand in none of its tables."""
-    with ROWS.open(newline="") as file:
-        unet = {(row["arm"], int(row["seed"])): row for row in csv.DictReader(file) if row["cell"] == "unet"}
+    unet = {(row["arm"], int(row["seed"])): row for row in all_rows() if row["cell"] == "unet"}
     seeds = sorted({seed for _, seed in unet})
     text = " ".join(PAGE.read_text(encoding="utf-8").split("<!--")[0].split())
 
@@ -197,11 +196,16 @@ def test_what_is_said_of_all_cells_of_the_defaults_is_so(findings: Findings) -> 
     assert min(holm([1 if each.p is None else each.p for each in everything])) >= ALPHA
 
 
+@cache
+def all_rows() -> list[dict[str, str]]:
+    with ROWS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def runs_of(cell: str, arm: str) -> dict[int, dict[str, str]]:
     """Rows by seed; equal runs of two cells ran once, for one of them."""
     without = cell.rpartition("_")[0]
-    with ROWS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["arm"] == arm and not row["setting"]]
+    rows = [row for row in all_rows() if row["arm"] == arm and not row["setting"]]
     found: dict[int, dict[str, str]] = {}
     for name in (cell, without, f"{cell}_carried", f"{without}_carried"):
         for row in rows:
@@ -293,8 +297,7 @@ def test_the_rate_of_the_longer_search_is_the_weaker_one() -> None:
 
     text = " ".join(PAGE.read_text(encoding="utf-8").split("<!--")[0].split())
     means, gains = [], []
-    with ROWS.open(newline="") as file:
-        ended = {(row["arm"], int(row["seed"])): float(row["val/miou"]) for row in csv.DictReader(file) if row["cell"] == "deeplabv3plus_rate"}
+    ended = {(row["arm"], int(row["seed"])): float(row["val/miou"]) for row in all_rows() if row["cell"] == "deeplabv3plus_rate"}
     seeds = sorted({seed for _, seed in ended})
     assert len(ended) == 12
     for arm in ("output_only", "brier_strong"):

@@ -19,6 +19,7 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+@pytest.mark.long
 @needs_browser
 def test_the_top_is_taken_in_every_view_and_every_part_in_one(tmp_path: Path) -> None:
     written = screenshots.take(searched(tmp_path / "s"), tmp_path / "out")

@@ -170,6 +170,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(args: list[object], wording
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.long
 def test_what_is_prepared_is_what_a_training_uses(folder: Path, run: Cli, tmp_path: Path) -> None:
     ran = run("data", "prepare", "folder", folder, *FOLDER, "--size", "32", "48", "--out", tmp_path / "ahead")
     assert ran.code == 0, ran.err

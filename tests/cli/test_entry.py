@@ -72,6 +72,7 @@ def test_version(run: Cli) -> None:
     assert run("--version") == (0, __version__ + "\n", "")
 
 
+@pytest.mark.long
 def test_a_file_beside_the_user_does_not_hide_a_module_of_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')\n")
     (tmp_path / "mine.py").write_text(

@@ -118,6 +118,7 @@ def test_a_report_of_several_seeds_shows_their_means(run: Cli, tmp_path: Path) -
     assert [(arm["name"], arm["mean"], arm["difference"]) for arm in found["arms"]] == [("b", 30.0, 0.0), ("c", 33.5, 3.5)]
 
 
+@pytest.mark.long
 def test_search_prints_one_json_document_and_its_progress_elsewhere(searched: tuple[Path, Ran, Ran]) -> None:
     folder, ran, _ = searched
     assert ran.code == 0, ran.err
@@ -133,6 +134,7 @@ def test_search_prints_one_json_document_and_its_progress_elsewhere(searched: tu
     assert "\x1b" not in ran.err
 
 
+@pytest.mark.long
 def test_a_search_that_is_continued_ends_with_a_table_and_commands_that_work(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
     folder, first, ran = searched
     assert ran.code == 0, ran.err
@@ -154,6 +156,7 @@ def test_a_search_that_is_continued_ends_with_a_table_and_commands_that_work(sea
     ]
 
 
+@pytest.mark.long
 def test_a_search_leaves_one_wandb_run_a_trial(searched: tuple[Path, Ran, Ran]) -> None:
     from tests.tracking import records
 
@@ -175,6 +178,7 @@ def test_a_search_leaves_one_wandb_run_a_trial(searched: tuple[Path, Ran, Ran]) 
         assert len(values) == each["epochs"]
 
 
+@pytest.mark.long
 def test_report_reads_what_the_search_wrote(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
     folder, *_ = searched
     found = json.loads(run("report", folder, "--json").out)
@@ -186,6 +190,7 @@ def test_report_reads_what_the_search_wrote(searched: tuple[Path, Ran, Ran], run
     assert "select/miou of the last epoch" in run("report", folder).out
 
 
+@pytest.mark.long
 def test_what_is_exported_trains_as_written(searched: tuple[Path, Ran, Ran], run: Cli, tmp_path: Path) -> None:
     folder, *_ = searched
     ran = run("export", folder)
@@ -217,6 +222,7 @@ def test_a_message_with_brackets_is_no_markup(run: Cli, tmp_path: Path) -> None:
     assert "report: [/s]/report.html" in ran.out
 
 
+@pytest.mark.long
 def test_a_finished_search_is_not_overwritten(searched: tuple[Path, Ran, Ran], run: Cli) -> None:
     folder, *_ = searched
     before = {path: path.read_bytes() for path in folder.glob("*") if path.is_file()}

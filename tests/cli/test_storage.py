@@ -11,6 +11,7 @@ from tests.cli.command import SCENES, SMALL, Cli, one_error
 TRAIN = ["train", SCENES, *SMALL, "--wandb", "disabled", "--storage", "kept"]
 
 
+@pytest.mark.long
 def test_a_training_is_kept_in_a_storage_and_goes_on_from_there(run: Cli, tmp_path: Path) -> None:
     ran = run(*TRAIN, "--output", "out")
     assert ran.code == 0, ran.err

@@ -40,6 +40,7 @@ def test_train_prints_one_json_document_and_its_progress_elsewhere(trained: tupl
     assert "\x1b" not in ran.err
 
 
+@pytest.mark.long
 def test_an_epoch_that_is_not_scored_is_told_without_scores(run: Cli, tmp_path: Path) -> None:
     ran = run("train", SCENES, *SMALL, "optimizer.epochs=2", "scoring.every=2", "--output", str(tmp_path / "out"), "--wandb", "disabled")
     assert ran.code == 0, ran.err
@@ -60,6 +61,7 @@ def test_train_leaves_a_run_in_wandb(trained: tuple[Path, Ran]) -> None:
     assert [ending.exit_code for ending in records.of(found, "exit")] == [0]
 
 
+@pytest.mark.long
 def test_train_without_an_output_takes_a_new_folder_each_time(run: Cli, tmp_path: Path) -> None:
     for folder in ("runs/scenes", "runs/scenes-2"):
         ran = run("train", SCENES, *SMALL, "--wandb", "disabled")
@@ -123,6 +125,7 @@ def test_a_training_goes_on_where_it_was_broken_off(trained: tuple[Path, Ran], r
     assert json.loads(ran.out)["metrics"] == json.loads((folder / "metrics.jsonl").read_text())
 
 
+@pytest.mark.long
 def test_an_epoch_that_ended_before_it_was_reported_is_reported_on_resume_and_no_other(run: Cli, tmp_path: Path) -> None:
     from imachsr.train import loop
     from tests.tracking import records
@@ -167,6 +170,7 @@ def test_evaluate_tells_how_often_it_is_right_by_how_sure_it_is(trained: tuple[P
     assert "must go without --corruptions" in both.err
 
 
+@pytest.mark.long
 def test_export_model_writes_what_it_says(trained: tuple[Path, Ran], run: Cli, tmp_path: Path) -> None:
     folder, _ = trained
     ran = run("export-model", folder)
@@ -198,6 +202,7 @@ def test_nothing_is_announced_that_cannot_begin(trained: tuple[Path, Ran], run: 
         assert "results in" not in ran.err
 
 
+@pytest.mark.long
 def test_files_are_decoded_once_with_a_bar_on_a_terminal_and_what_is_skipped_is_told_once(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

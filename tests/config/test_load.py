@@ -583,6 +583,7 @@ def test_settings_without_an_effect_are_noted(file: Path, text: str, told: list[
         assert note.filename == __file__, "it is the caller's"
 
 
+@pytest.mark.long
 def test_the_command_line_shows_notes(file: Path) -> None:
     file.write_text("data: {kind: camvid, root: /no/such/folder}\nmethod: {alpha: 0, loss: dice}\n")
     command = [sys.executable, "-m", "imachsr", "train", str(file), "--output", str(file.parent / "out"), "--wandb", "disabled"]

@@ -191,6 +191,7 @@ def test_everything_from_outside_trains(package: Path) -> None:
     assert row["train/side"] > 0
 
 
+@pytest.mark.long
 def test_the_command_line_finds_a_package_on_the_python_path(package: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "imachsr", "train", str(package / "run.yaml"), "--output", str(tmp_path / "out"), "--wandb", "disabled"]
     places = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

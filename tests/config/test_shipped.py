@@ -110,6 +110,7 @@ def test_the_baseline_comes_first_and_learns_as_the_others_do(search: Search) ->
     assert (run.optimizer, run.data, run.model, run.augment) == (base.optimizer, base.data, base.model, base.augment)
 
 
+@pytest.mark.long
 def test_every_arm_builds(search: Search) -> None:
     for name, _, settings in {arm: fixed for arm, *_ in search.fixed() for fixed in [next(f for f in search.fixed() if f[0] == arm)]}.values():
         small_net(search.run_of(settings, name=name, seed=search.seeds[0]))

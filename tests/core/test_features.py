@@ -146,6 +146,7 @@ def test_inference_compiles_and_is_the_bare_models() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the graph break that is asked for
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_balancing_gradients_under_compile_is_refused(fullgraph: bool) -> None:
@@ -526,6 +527,7 @@ def work_static(rank: int) -> dict[str, Any]:
     return {**found, **bare}
 
 
+@pytest.mark.long
 def test_two_ranks_of_a_static_graph_learn_what_one_process_learns(ranks: list[dict[str, Any]]) -> None:
     images, labels = batch(count=4)
     alone = two_steps(to_shard(), images.double(), labels)

@@ -103,6 +103,7 @@ prepare.prepare(data.source("train"), size=(32, 48), cache=data.cache, progress=
     assert torch.equal(data.load("train").images, made(root, tmp_path / "loaded").load("train").images)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_first_and_leaves_nothing(root: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
     code = """

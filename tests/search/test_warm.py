@@ -18,6 +18,7 @@ def searched(folder: Path, search: Search, **options: Any) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_trials_of_the_same_problem_teach_the_sampler_and_are_no_trials_of_the_new_search(tmp_path: Path) -> None:
     old = searched(tmp_path / "old", toy_search(budget={"trials": 20}))
     new = toy_search(budget={"trials": 12}, sampler={"startup_trials": 10, "seed": 5})

@@ -62,6 +62,7 @@ def test_checkpoints_that_a_killed_driver_left_beside_a_row_go_when_the_folder_i
         assert checkpoint.exists(held.output(running)), "what has no row goes on from there"
 
 
+@pytest.mark.long
 def test_what_was_begun_goes_on_unless_its_data_or_settings_are_others(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = run_to_row(config(), str(folder), "one", NOTHING)
@@ -250,6 +251,7 @@ def test_only_what_is_run_is_tried_again(tmp_path: Path) -> None:
         assert [row.cell for row in held.own] == ["small"]
 
 
+@pytest.mark.long
 def test_a_net_that_cannot_be_built_is_told_before_anything_runs() -> None:
     said: list[str] = []
     wrong = study(run={**TINY, "model": {"architecture": "unet", "encoder": "resnet999", "encoder_weights": None}})

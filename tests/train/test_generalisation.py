@@ -165,6 +165,7 @@ def test_data_without_a_class_in_common_are_refused(trained: Path) -> None:
         evaluate(trained, overrides=[f"data={{import: '{__name__}:Strange'}}"])
 
 
+@pytest.mark.long
 def test_the_held_out_sequence_is_what_val_is_scored_on_and_val_need_not_be_there(tmp_path: Path) -> None:
     raw = {"data": {"import": f"{__name__}:Two"}, "subset": {"hold_out": "b"}, "optimizer": {"epochs": 1, "batch_size": 2}}
     run = make_run({**raw, "method": {"alpha": 0, "beta": 0}})

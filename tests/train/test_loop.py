@@ -321,6 +321,7 @@ def test_an_unknown_split_is_told(unbroken: tuple[Path, Result]) -> None:
         evaluate(unbroken[0], split="vall")  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_real_model_on_scenes_is_trained_resumed_and_evaluated_the_same(tmp_path: Path) -> None:
     run = toy_run(
         data={"kind": "scenes", "size": [32, 32], "num_train": 8, "num_val": 4},

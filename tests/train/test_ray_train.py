@@ -45,6 +45,7 @@ def assert_as_if_unbroken(folder: Path, seen: list[dict[str, float]], unbroken: 
     assert all(torch.equal(one[key], other[key]) for key in one if isinstance(one[key], torch.Tensor))
 
 
+@pytest.mark.long
 def test_two_workers_give_what_one_process_gives_with_the_same_global_batch(trained: Trained) -> None:
     # Group norm and no padding; dropout draws otherwise on each worker, hence the tolerance.
     folder, _ = trained
@@ -58,6 +59,7 @@ def test_two_workers_give_what_one_process_gives_with_the_same_global_batch(trai
             assert two[key] == pytest.approx(one[key], rel=0.05), key
 
 
+@pytest.mark.long
 def test_each_row_is_reported_once_as_it_is_on_disk(trained: Trained) -> None:
     folder, seen = trained
     assert seen == [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -65,6 +67,7 @@ def test_each_row_is_reported_once_as_it_is_on_disk(trained: Trained) -> None:
     assert evaluate(folder)["val/miou"] == pytest.approx(seen[-1]["val/miou"])
 
 
+@pytest.mark.long
 def test_a_folder_that_holds_a_training_is_refused_before_any_worker_starts(trained: Trained) -> None:
     with pytest.raises(ConfigError, match="must be a new folder, but holds a training"):
         train_distributed(toy_run(**SETTINGS), workers=2, output=trained[0])

@@ -159,6 +159,7 @@ def test_checkpoints_that_were_replaced_before_their_turn_are_left_out(s3: Serve
     assert len(serials) <= 2
 
 
+@pytest.mark.long
 def test_a_server_that_is_gone_and_comes_back_is_told_once_and_caught_up_with(s3: Server, s3_uri: str, tmp_path: Path) -> None:
     folder, said = tmp_path / "run", list[str]()
     with mirrored(s3_uri, folder, said, end_s=60) as mirror:
