@@ -293,6 +293,27 @@ def test_what_is_said_of_steps_spoilt_images_and_cross_entropy_is_so(findings: F
         assert f"({entropy:+.1f} against {brier:+.1f} after ten epochs, three seeds)" in text
 
 
+def test_what_the_outputs_own_loss_does_in_the_defaults_is_said(findings: Findings) -> None:
+    entropy, other = (each for each in findings.comparisons if each.cell == "epochs_20_loss")
+    (brier,) = (each for each in findings.comparisons if (each.cell, each.arm, each.other) == ("epochs_20_carried", "brier_strong", "output_only"))
+    assert (other.arm, other.other, other.verdict, entropy.verdict) == ("brier_strong", "cross_entropy_strong", "open", "better")
+    assert entropy.difference is not None
+    assert brier.difference is not None
+    assert round(entropy.difference / brier.difference, 1) == 0.9
+    page, readme = (" ".join(path.read_text(encoding="utf-8").split("<!--")[0].split()) for path in (PAGE, ROOT / "README.md"))
+    gain, one, least, most = entropy.difference, entropy.relative, min(entropy.differences.values()), max(entropy.differences.values())
+    assert f"{gain:+.2f} points, {one:.1f} per cent, with each of eight seeds, from {least:+.1f} to {most:+.1f} (p {entropy.p:.2g}, " in page
+    seven = sum(value > 0 for value in other.differences.values())
+    assert seven == 7
+    least, most = min(other.differences.values()), max(other.differences.values())
+    assert (
+        f"`brier` is {other.difference:.2f} above it, {other.relative:.1f} per cent, with seven of the eight seeds, from {least:.1f} to {most:+.1f}"
+        in page
+    )
+    assert f"({gain:+.1f} and {brier.difference:+.1f}, eight seeds, p {other.p:.2g} between them)" in readme
+    assert f"the output's own has {gain:+.1f} in place of `brier`, and `brier` {brier.difference:+.1f} (p {other.p:.2g} between them)" in readme
+
+
 def test_the_rate_of_the_longer_search_is_the_weaker_one() -> None:
     def scores_of(cell: str, arm: str) -> dict[int, float]:
         return {seed: float(row["val/miou"]) for seed, row in runs_of(cell, arm).items()}
