@@ -314,6 +314,24 @@ def test_what_the_outputs_own_loss_does_in_the_defaults_is_said(findings: Findin
     assert f"the output's own has {gain:+.1f} in place of `brier`, and `brier` {brier.difference:+.1f} (p {other.p:.2g} between them)" in readme
 
 
+def test_what_more_steps_do_with_few_labels_is_said(findings: Findings) -> None:
+    brier, same, full = (
+        next(each for each in findings.comparisons if (each.cell, each.arm, each.other) == ("eighth_long", arm, "output_only"))
+        for arm in ("brier", "homogeneous", "imachsr")
+    )
+    assert [each.verdict for each in (brier, same, full)] == ["better", "open", "open"]
+    less = -brier.alongside["val/ece"]["relative"]
+    page, readme = (" ".join(path.read_text(encoding="utf-8").split("<!--")[0].split()) for path in (PAGE, ROOT / "README.md"))
+    assert f"the loss of the defaults brings {brier.difference:.2f} points, {brier.relative:.1f} per cent**" in page
+    assert f"p {brier.p:.2g}, {brier.p_holm:.2g} after Holm over the four comparisons of that family" in page
+    assert f"lower by {less:.0f} per cent. `homogeneous` has {same.difference:+.2f} (" in page
+    assert (
+        f"`brier` with 0.8 is {brier.difference:.1f} above it (p {brier.p:.2g}, {brier.p_holm:.2g} after Holm), with an ECE lower by {less:.0f} %"
+        in readme
+    )
+    assert f"has {same.difference:+.1f} there (p {same.p:.2g}), what was found on the U-Net {full.difference:+.1f} (p {full.p:.2g})" in readme
+
+
 def test_the_rate_of_the_longer_search_is_the_weaker_one() -> None:
     def scores_of(cell: str, arm: str) -> dict[int, float]:
         return {seed: float(row["val/miou"]) for seed, row in runs_of(cell, arm).items()}
